@@ -1,0 +1,1 @@
+"""The engine: modelled threads, a deterministic execution, strategies, detectors and traces."""

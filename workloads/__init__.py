@@ -1,0 +1,1 @@
+"""Workloads: one file asks one question of the kernel model."""
