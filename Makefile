@@ -1,0 +1,58 @@
+# `make help` lists the targets. Each sets up .venv first.
+
+PY ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := .rcusim/demo
+
+.PHONY: help venv test test-slow check demo clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: $(STAMP)  ## create .venv and install rcusim into it, editable, with the dev tools
+
+# Runs again only when pyproject.toml changes.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: $(STAMP)  ## run the fast tests
+	$(BIN)/pytest -n 2 -m "not slow"
+
+# pytest exits with 5 when it selects no test.
+test-slow: $(STAMP)  ## run the slow tests
+	@$(BIN)/pytest -n 2 -m slow || { code=$$?; \
+	    test $$code -eq 5 && echo "make test-slow: there are no slow tests yet" || exit $$code; }
+
+check: $(STAMP)  ## lint, formatting, types, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Exit codes of rcusim: 0 proved or replay agrees, 1 finding, 3 inconclusive. The first step has
+# to find the race of v5.10 and the last one has to find nothing: anything else fails.
+demo: $(STAMP)  ## find a race of v5.10, replay its trace, search v6.8 in vain
+	@rm -rf $(DEMO)
+	@echo "== Explore inner_map_replace on the v5.10 model: a race is to be found =="
+	@$(call expect,1,$(BIN)/rcusim explore inner_map_replace --kernel 5.10 --out $(DEMO))
+	@echo "== Replay the trace: the same steps, the same finding =="
+	@traces=$$(find $(DEMO) -name '*.jsonl' | sort); \
+	    test -n "$$traces" || { echo "make demo: no trace in $(DEMO)" >&2; exit 1; }; \
+	    for trace in $$traces; do $(call expect,0,$(BIN)/rcusim replay "$$trace") || exit 1; done
+	@echo "== Explore inner_map_replace on the v6.8 model: nothing is to be found =="
+	@$(call expect,3,$(BIN)/rcusim explore inner_map_replace --kernel 6.8 --max-executions 2000)
+	@echo "== The demo went as expected =="
+
+# $(call expect,CODE,COMMAND): COMMAND has to exit with CODE.
+expect = { $(2); code=$$?; test $$code -eq $(1) || \
+    { echo "make demo: expected exit code $(1), got $$code" >&2; exit 1; }; }
+
+clean:  ## remove .venv, caches and .rcusim
+	rm -rf $(VENV) build dist *.egg-info .rcusim
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
