@@ -1,0 +1,131 @@
+"""Which kernel is modelled: versions, upstream commits that change the model, and mutants.
+
+Every member of :class:`Fix` is one place (or a few) in the model where a commit made a
+difference.  A version has the members that were in it when it was released; each can be
+switched on or off by its id.  A mutant is a deliberate defect: off in every version, switched
+on by its name, for showing that the tool finds what the rule it breaks protects from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from sim.errors import UsageError
+
+#: The releases that can be asked for, in order, with what each is known for here.
+VERSIONS: Final = ("5.8", "5.9", "5.10", "5.11", "5.12", "5.14", "6.1", "6.2", "6.7", "6.8", "6.12")
+DEFAULT_VERSION: Final = "5.10"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """An upstream commit, or a mutant (then `since` is None).
+
+    id        12 hex digits of the commit, or ``mutant:NAME``
+    subject   the commit's subject, or what the mutant breaks
+    since     the first of VERSIONS that has it
+    requires  ids without which it makes no sense
+    """
+
+    id: str
+    subject: str
+    since: str | None
+    requires: tuple[str, ...] = ()
+
+
+class Fix(Enum):
+    """One member per commit or mutant; model code asks ``kernel.has(Fix.X)`` where it differs."""
+
+    REMOVE_SYNCHRONIZE_RCU = Commit(
+        "bba1dc0b55ac", "bpf: Remove redundant synchronize_rcu.", since="5.9"
+    )
+    SLEEPABLE = Commit("1e6c62a88215", "bpf: Introduce sleepable BPF programs", since="5.10")
+    SLEEPABLE_MAP_IN_MAP = Commit(
+        "638e4b825d52",
+        "bpf: Allows per-cpu maps and map-in-map in sleepable programs",
+        since="5.12",
+        requires=("1e6c62a88215",),
+    )
+    TRACE_IMPLIES_RCU = Commit(
+        "e6c86c513f44", "rcu-tasks: Provide rcu_trace_implies_rcu_gp()", since="6.2"
+    )
+    DEFER_INNER_MAP_FREE = Commit(
+        "876673364161", "bpf: Defer the free of inner map when necessary", since="6.8"
+    )
+    INNER_FREE_RCU_ONLY = Commit(
+        "mutant:inner-free-rcu-only",
+        "the deferred free of an inner map waits for a classic grace period only",
+        since=None,
+        requires=("876673364161",),
+    )
+
+    @property
+    def id(self) -> str:
+        """What the command line calls it."""
+        return self.value.id
+
+    @property
+    def subject(self) -> str:
+        """What it changes."""
+        return self.value.subject
+
+
+_BY_ID: Final = {fix.id: fix for fix in Fix}
+
+
+def fix_named(name: str) -> Fix:
+    """The fix of this commit id (at least 8 digits of it) or mutant name.
+
+    Raises UsageError naming the known ones.
+    """
+    found = _BY_ID.get(name)
+    if found is None and len(name) >= 8:
+        found = next((f for f in Fix if f.id.startswith(name) or name.startswith(f.id)), None)
+    if found is None:
+        known = "\n".join(f"  {f.id}  {f.subject}" for f in Fix)
+        raise UsageError(f"no fix or mutant is named {name!r}; the model knows:\n{known}")
+    return found
+
+
+def fixes_of(version: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> frozenset[Fix]:
+    """The fixes of a release, plus and minus some, by id.
+
+    A mutant brings what it requires with it; a commit does not.  Raises UsageError for an
+    unknown version or id, an id both added and removed, and a set that makes no sense.
+    """
+    if version not in VERSIONS:
+        known = ", ".join(VERSIONS)
+        raise UsageError(f"kernel version {version!r} is not modelled; known: {known}")
+    at = VERSIONS.index(version)
+    fixes = {f for f in Fix if f.value.since and VERSIONS.index(f.value.since) <= at}
+    added = {fix_named(name) for name in add}
+    removed = {fix_named(name) for name in remove}
+    if both := sorted(f.id for f in added & removed):
+        raise UsageError(f"{', '.join(both)} is asked for with --with and with --without")
+    for mutant in [f for f in added if f.value.since is None]:
+        added |= {fix_named(name) for name in mutant.value.requires} - removed
+    fixes = (fixes | added) - removed
+    present = {f.id for f in fixes}
+    for fix in sorted(fixes, key=lambda f: f.id):
+        missing = [name for name in fix.value.requires if name not in present]
+        if missing:
+            raise UsageError(
+                f"{fix.id} ({fix.subject}) makes no sense without {', '.join(missing)}: "
+                f"add --with {missing[0]} or drop {fix.id}"
+            )
+    return frozenset(fixes)
+
+
+def describe(version: str, fixes: frozenset[Fix]) -> str:
+    """``v5.10 model``, plus and minus what differs from that release."""
+    base = fixes_of(version)
+    more = [f"+{f.id}" for f in sorted(fixes - base, key=lambda f: f.id)]
+    less = [f"-{f.id}" for f in sorted(base - fixes, key=lambda f: f.id)]
+    had = sorted(f.id for f in base if VERSIONS.index(str(f.value.since)) > VERSIONS.index("5.10"))
+    text = "v5.10 model" + (f" + fixes: {', '.join(had)}" if had else "")
+    if version != DEFAULT_VERSION:
+        text = f"v{version} ({text})"
+    return " ".join([text, *more, *less])

@@ -1,0 +1,117 @@
+"""The modelled kernel of one execution: version and fixes, configuration, shared state.
+
+Subsystems keep their static objects in :meth:`Kernel.subsystem`; this module knows none of
+them, so that imports go one way.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast, final
+
+from kernel_model.fixes import DEFAULT_VERSION, Fix, describe
+from sim.cells import Struct
+from sim.errors import MisuseError
+from sim.memory import Memory
+from sim.threads import Cpu
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=Struct)
+Preempt = Literal["none", "full"]
+
+NR_CPU_IDS: Final = 4  # possible CPUs, unless the workload places its tasks on a given number
+
+
+@final
+class Kernel:
+    """One booted kernel: made anew for every execution.
+
+    memory    where its objects live
+    version   the release it mirrors, one of `fixes.VERSIONS`
+    fixes     the commits and mutants in force
+    preempt   "full" (CONFIG_PREEMPT=y) or "none"
+    cpus      the CPUs; threads on one of them share it, threads without one have their own
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        version: str = DEFAULT_VERSION,
+        fixes: frozenset[Fix] = frozenset(),
+        *,
+        preempt: Preempt = "full",
+        cpus: int = NR_CPU_IDS,
+    ) -> None:
+        self.memory: Final = memory
+        self.version: Final = version
+        self.fixes: Final = fixes
+        self.preempt: Final = preempt
+        self.cpus: Final = tuple(memory.static(Cpu, i) for i in range(cpus))
+        self._subsystems: dict[type[Struct], Struct] = {}
+        self._replaced: dict[str, Callable[..., Any]] = {}
+
+    def __str__(self) -> str:
+        return describe(self.version, self.fixes)
+
+    def has(self, fix: Fix) -> bool:
+        """Whether the commit or mutant is in force."""
+        return fix in self.fixes
+
+    def subsystem(self, cls: type[S]) -> S:
+        """The one static object of class `cls`, made (without a step) when first asked for.
+
+        Ask while booting (see `kernel_model.boot`), so that its address does not depend on which
+        thread comes first.
+        """
+        found = self._subsystems.get(cls)
+        if found is None:
+            found = self._subsystems[cls] = self.memory.static(cls)
+        return cast("S", found)
+
+    # -- trying a patch --------------------------------------------------------------------
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the model functions that the workload has replaced, sorted."""
+        return tuple(sorted(self._replaced))
+
+    def replace(self, function: Callable[..., Any], mine: Callable[..., Any]) -> None:
+        """Run `mine` wherever the model calls `function`, to try a patch.
+
+        Raises MisuseError if `function` is not a model function that can be replaced, or the
+        signatures differ.
+        """
+        name = getattr(function, "__name__", repr(function))
+        if not hasattr(function, "kernel_function"):
+            raise MisuseError(f"kernel.replace({name}, ...): {name} is not a function of the model")
+        wanted, given = inspect.signature(function), inspect.signature(mine)
+        if list(wanted.parameters) != list(given.parameters):
+            raise MisuseError(
+                f"kernel.replace({name}, ...): the replacement has the parameters {given}, "
+                f"the model's function has {wanted}"
+            )
+        original = inspect.unwrap(function)
+        if inspect.iscoroutinefunction(original) != inspect.iscoroutinefunction(mine):
+            raise MisuseError(f"kernel.replace({name}, ...): both must be `async def`, or neither")
+        self._replaced[name] = mine
+
+    def implementation(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        """What runs when the model calls the function `name`."""
+        return self._replaced.get(name, default) if self._replaced else default
+
+
+def kernel_function(
+    function: Callable[Concatenate[Kernel, P], R],
+) -> Callable[Concatenate[Kernel, P], R]:
+    """Mark a function of the model (its first parameter is the kernel) as replaceable."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    def call(kernel: Kernel, *args: P.args, **kwargs: P.kwargs) -> R:
+        return cast("R", kernel.implementation(name, function)(kernel, *args, **kwargs))
+
+    call.kernel_function = True  # type: ignore[attr-defined]  # the mark that replace() looks for
+    return cast("Callable[Concatenate[Kernel, P], R]", call)

@@ -1,0 +1,146 @@
+"""All that is ever recorded: steps that happened, and findings about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+from sim.ops import Op
+
+if TYPE_CHECKING:
+    from sim.cells import Struct
+    from sim.threads import Thread
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One modelled stack frame: the function, and the offset in it where that is known."""
+
+    function: str
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        return self.function if self.offset is None else f"{self.function}+{self.offset}"
+
+
+Stack = tuple[Frame, ...]  # innermost frame first
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What memory found wrong with an access.
+
+    kind    use-after-free, slab-out-of-bounds, null-ptr-deref, wild-memory-access,
+            double-free, invalid-unlock
+    write   whether the access writes
+    addr    the address accessed; size: bytes
+    object  the object hit or nearest below, None if there is none
+    """
+
+    kind: str
+    write: bool
+    addr: int
+    size: int
+    object: Struct | None
+
+
+@final
+class Event:
+    """A step that happened: the operation, its result, and what memory found wrong with it.
+
+    step      0-based number of the step in its execution
+    thread    who did it; valid for inspection (stack, context) while it is being observed
+    op        the operation
+    result    what it returned to the thread
+    fault     None unless memory found something wrong
+    snapshot  the end state, on QUIESCENT and DEADLOCK only
+    """
+
+    __slots__ = ("fault", "op", "result", "snapshot", "step", "thread")
+
+    def __init__(
+        self, step: int, thread: Thread, op: Op[Any], result: Any, fault: Fault | None
+    ) -> None:
+        self.step: Final = step
+        self.thread: Final = thread
+        self.op: Final = op
+        self.result: Final = result
+        self.fault: Final = fault
+        self.snapshot: Snapshot | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One thread of a deadlock: what it waits for, and which threads that depends on."""
+
+    thread: Thread
+    op: Op[Any]
+    on: tuple[Thread, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The end state of an execution, read-only.
+
+    waiting  threads that cannot take a step (DEADLOCK)
+    live     objects not freed, in order of address
+    roots    objects that exist without being pointed to (static storage)
+    """
+
+    waiting: tuple[Waiting, ...]
+    live: tuple[Struct, ...]
+    roots: tuple[Struct, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A part of a finding's report: a heading, and lines below it."""
+
+    heading: str
+    lines: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with the modelled kernel, as a value.
+
+    kind       the sanitizer's name: use-after-free, data-race, deadlock, ...
+    title      the first line of the report: ``BUG: KASAN: use-after-free in ...``
+    threads    names of the threads involved, the one that noticed it first
+    step       the step at which it was noticed
+    details    the rest of the report
+    decides    whether it decides the verdict (legal data races do not)
+    fatal      whether the execution means nothing after it
+    """
+
+    kind: str
+    title: str
+    threads: tuple[str, ...]
+    step: int
+    details: tuple[Detail, ...] = field(default=(), compare=False)
+    decides: bool = True
+    fatal: bool = True
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Two findings of one key are the same defect, seen in two executions."""
+        return self.kind, self.title
+
+
+class Detector(Protocol):
+    """Watches the events of one execution and reports findings.  Never touches the engine.
+
+    kinds  the kinds of operation it wants to see, None: all
+    """
+
+    kinds: frozenset[int] | None
+
+    def observe(self, event: Event) -> Finding | tuple[Finding, ...] | None:
+        """Look at one event, in order; return what is wrong, if anything."""
+        ...

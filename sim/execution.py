@@ -1,0 +1,303 @@
+"""One run: pending -> enabled -> pick -> apply -> record -> observe, one operation at a time.
+
+An execution decides *what* happens; a host (`sim.hosts`) only resumes the thread that
+:meth:`Execution.advance` names, through :meth:`Execution.resume`.  So every host produces the
+same events from the same choices.
+
+A step that commutes with everything (`ops.LOCAL`) is performed as soon as its thread reaches
+it; the strategy is asked only where two or more threads could go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, final
+
+from sim import ops
+from sim.errors import MisuseError, RcusimError
+from sim.events import Detector, Event, Finding, Snapshot, Waiting
+from sim.memory import Memory
+from sim.ops import Audit, Op
+from sim.threads import Body, Running, Spawn, Thread, ThreadTable
+
+DEFAULT_MAX_STEPS: Final = 20_000
+
+
+class Strategy(Protocol):
+    """Decides every choice of an execution.  One file, one algorithm, one citation.
+
+    Both methods must depend on nothing but their arguments, the strategy's own state and its
+    seed.
+    """
+
+    def begin(self) -> bool:
+        """Prepare the next execution; False when there is none left to explore."""
+        ...
+
+    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
+        """Which thread goes next: an index into `enabled`.
+
+        `enabled` has 2 or more threads, in order of creation; `last` took the step before, and
+        need not be enabled.
+        """
+        ...
+
+    def choose(self, thread: Thread, n: int) -> int:
+        """The value 0..n-1 that `thread` gets; n is 2 or more."""
+        ...
+
+
+#: How an execution ended.
+DONE: Final = "done"  # every thread ended
+DEADLOCKED: Final = "deadlock"  # threads are left, none can take a step
+STOPPED: Final = "finding"  # a fatal finding: what would follow means nothing
+CUT: Final = "step-limit"  # the budget of steps ran out
+RUNNING: Final = "running"
+
+Observer = Callable[[Event], None]
+
+
+@final
+class Execution:
+    """One execution of a program under a strategy, watched by detectors.
+
+    main       the main thread's function, or what it must run
+    memory     the modelled memory (made before, so that static objects can be in it)
+    strategy   decides every choice
+    detectors  see every event (or those of their kinds), in this order
+    observer   sees every event before the detectors do (records the trace)
+    max_steps  budget of operations
+    audit      whether to look for operations that are made but not awaited
+
+    choices    the choices made so far: index into the enabled threads, or the value chosen
+    findings   what the detectors reported, in order
+    outcomes   values of the `outcome` notes, as (thread, value), in order
+    state      RUNNING, or how it ended
+    """
+
+    def __init__(
+        self,
+        main: Callable[[], Body],
+        memory: Memory,
+        strategy: Strategy,
+        detectors: Sequence[Detector] = (),
+        *,
+        observer: Observer | None = None,
+        max_steps: int = DEFAULT_MAX_STEPS,
+        audit: bool = False,
+    ) -> None:
+        self.memory: Final = memory
+        self.threads: Final = ThreadTable()
+        self.choices: Final[list[int]] = []
+        self.findings: Final[list[Finding]] = []
+        self.outcomes: Final[list[tuple[str, Any]]] = []
+        self.state = RUNNING
+        self.step = 0
+        self.points = 0
+        self._strategy: Final = strategy
+        self._observer: Final = observer
+        self._max_steps: Final = max_steps
+        self._audit: Final = audit
+        self._watchers: Final = [
+            [d for d in detectors if d.kinds is None or kind in d.kinds]
+            for kind in range(len(ops.KIND_NAMES))
+        ]
+        self._alive: Final[list[Thread]] = []
+        self._local: Final[list[Thread]] = []
+        self._guards = 0
+        self._last: Thread | None = None
+        self._main: Final = Spawn(main, (), "main", None, None)
+
+    # -- for hosts -----------------------------------------------------------------------------
+
+    def boot(self) -> Thread:
+        """Make the main thread.  The host resumes it first."""
+        main = self.threads.start(self._main, None)
+        self._alive.append(main)
+        return main
+
+    def advance(self) -> tuple[Thread, Thread | None] | None:
+        """Perform the next operation.
+
+        Returns the thread to resume, and the thread that it has just forked, if any, which the
+        host starts first; None when the execution is over.
+        """
+        while self.state is RUNNING:
+            thread = self._next()
+            if thread is None:
+                break
+            op = thread.pending
+            assert op is not None
+            thread.pending = None
+            forked = self._perform(thread, op)
+            if op.kind == ops.EXIT:
+                continue
+            return thread, forked
+        return None
+
+    def resume(self, thread: Thread) -> None:
+        """Run `thread` to its next operation, which becomes its pending one.
+
+        Raises MisuseError if it awaits something that is no operation, or drops one.
+        """
+        coroutine = thread.coroutine
+        assert coroutine is not None
+        Running.thread = thread
+        try:
+            if self._audit:
+                op = self._audited(thread, coroutine)
+            else:
+                op = coroutine.send(thread.result)
+        except StopIteration as stop:
+            thread.coroutine = None
+            op = Op(ops.EXIT, "exit", thread.key, 0, thread, stop.value)
+        except RcusimError:
+            raise
+        except Exception as error:  # whatever model or workload code raises is a finding
+            op = Op(ops.EXIT, "crash", thread.key, 0, thread, error)
+        finally:
+            Running.thread = None
+        if op.__class__ is not Op:
+            raise MisuseError(
+                f"thread {thread.name} awaited {op!r}, which is no operation of rcusim: await "
+                "only modelled functions inside a modelled thread"
+            )
+        thread.pending = op
+        kind = op.kind
+        if kind in ops.LOCAL:
+            self._local.append(thread)
+        elif kind in ops.BLOCKING:
+            if kind == ops.CPU_HOLD and op.target.placed <= 1:
+                self._local.append(thread)  # nobody else runs there: nothing to decide
+                return
+            thread.guarded = True
+            if kind == ops.SLEEP:
+                self.memory.clock.arm(thread, op.operand)
+
+    def close(self) -> None:
+        """Abandon what is left of the threads.  Idempotent."""
+        self.threads.close()
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _next(self) -> Thread | None:
+        """The thread whose operation happens now; None ends the execution."""
+        if self.step >= self._max_steps:
+            self.state = CUT
+            return None
+        if self._local:
+            return self._local.pop()
+        enabled = self.enabled()
+        if len(enabled) == 1:
+            return enabled[0]
+        if not enabled:
+            self._finish()
+            return None
+        self.points += 1
+        index = self._strategy.pick(enabled, self._last)
+        self.choices.append(index)
+        return enabled[index]
+
+    def enabled(self) -> list[Thread]:
+        """Threads whose pending operation can happen now, in order of creation."""
+        ready = self.memory.ready
+        return [
+            t
+            for t in self._alive
+            if (not t.guarded or ready(t, t.pending))  # type: ignore[arg-type]  # alive: has one
+            and (t.cpu is None or t.cpu.holder is None or t.cpu.holder is t)
+        ]
+
+    def _perform(self, thread: Thread, op: Op[Any]) -> Thread | None:
+        """Apply one operation, record it, let the detectors see it.  Returns a forked thread."""
+        memory = self.memory
+        memory.step = self.step
+        kind = op.kind
+        forked: Thread | None = None
+        if kind == ops.CHOOSE:
+            thread.result = self._value(thread, op.operand)
+            memory.fault = None
+        elif kind == ops.FORK:
+            thread.result = forked = self.threads.start(op.operand, thread)
+            self._alive.append(forked)
+            memory.fault = None
+        else:
+            thread.result = memory.apply(thread, op)
+            if kind == ops.EXIT:
+                thread.ended = True
+                self._alive.remove(thread)
+            elif kind == ops.NOTE and op.name == "outcome":
+                self.outcomes.append((thread.name, op.operand))
+        thread.guarded = False
+        self._last = thread
+        self._record(Event(self.step, thread, op, thread.result, memory.fault))
+        self.step += 1
+        return forked
+
+    def _value(self, thread: Thread, n: int) -> int:
+        if n == 1:
+            return 0
+        self.points += 1
+        value = self._strategy.choose(thread, n)
+        self.choices.append(value)
+        return value
+
+    def _record(self, event: Event) -> None:
+        if self._observer is not None:
+            self._observer(event)
+        for detector in self._watchers[event.op.kind]:
+            found = detector.observe(event)
+            if found is None:
+                continue
+            for finding in found if isinstance(found, tuple) else (found,):
+                self.findings.append(finding)
+                if finding.fatal:
+                    self.state = STOPPED
+
+    def _finish(self) -> None:
+        """No thread can take a step: everything has ended, or what is left is stuck."""
+        stuck = self._alive
+        kind, name = (ops.DEADLOCK, "deadlock") if stuck else (ops.QUIESCENT, "quiescent")
+        event = Event(self.step, self._last or self.threads.all[0], Op(kind, name), None, None)
+        event.snapshot = Snapshot(
+            tuple(Waiting(t, t.pending, self._waits_on(t)) for t in stuck if t.pending),
+            self.memory.live(),
+            tuple(self.memory.roots),
+        )
+        self.state = DEADLOCKED if stuck else DONE
+        self.step += 1
+        self._record(event)
+
+    def _waits_on(self, thread: Thread) -> tuple[Thread, ...]:
+        """Which threads must act before `thread` can take its step, as far as that is known."""
+        op = thread.pending
+        assert op is not None
+        if not self.memory.ready(thread, op):
+            if op.kind == ops.LOCK:
+                return (op.target.value,)
+            if op.kind == ops.JOIN:
+                return (op.target,)
+            if op.kind == ops.GP_END:
+                waits_for = [s for s in op.operand.waits_for if s in op.target.open]
+                return tuple(self.threads.named(section.thread) for section in waits_for)
+            if op.kind != ops.CPU_HOLD:
+                return ()
+        holder = thread.cpu.holder if thread.cpu is not None else None
+        return () if holder is None else (holder,)
+
+    def _audited(self, thread: Thread, coroutine: Body) -> Op[Any]:
+        """Resume as :meth:`resume` does, and refuse operations that were made but dropped."""
+        made: list[Op[Any]] = []
+        Audit.made = made
+        op: Any = None
+        try:
+            op = coroutine.send(thread.result)
+            return op  # type: ignore[no-any-return]  # checked by the caller
+        finally:
+            Audit.made = None
+            for dropped in made:
+                if dropped is not op:
+                    raise MisuseError(
+                        f"thread {thread.name} made the operation {dropped.name} and dropped it: "
+                        f"write `await {dropped.name}(...)`"
+                    )

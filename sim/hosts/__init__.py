@@ -1,0 +1,1 @@
+"""Hosts resume coroutines; everything else about a run is the execution's."""

@@ -1,0 +1,1 @@
+"""Strategies: each decides every choice of an execution.  One file, one algorithm."""

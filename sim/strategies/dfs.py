@@ -1,0 +1,75 @@
+"""Depth-first search of every choice, with an optional bound on preemptions.
+
+The bound is that of Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing
+of Multithreaded Programs", PLDI 2007: a switch away from a thread that could have gone on
+counts; a switch from one that waits or has ended does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, final
+
+from sim.errors import NondeterminismError
+from sim.threads import Thread
+
+
+@final
+class Dfs:
+    """All executions, or all with at most `bound` preemptions, each exactly once.
+
+    bound     None: unbounded
+    complete  whether every execution (within the bound) has been run
+    """
+
+    def __init__(self, bound: int | None = None) -> None:
+        self.bound: Final = bound
+        self.complete = False
+        self._path: Final[list[list[int]]] = []  # [taken, alternatives] per choice
+        self._depth = 0
+        self._preemptions = 0
+        self._started = False
+
+    def begin(self) -> bool:
+        if self._started:
+            while self._path and self._path[-1][0] + 1 == self._path[-1][1]:
+                self._path.pop()
+            if not self._path:
+                self.complete = True
+                return False
+            self._path[-1][0] += 1
+        self._started = True
+        self._depth = 0
+        self._preemptions = 0
+        return True
+
+    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
+        first = enabled.index(last) if last is not None and last in enabled else -1
+        may_preempt = self.bound is None or self._preemptions < self.bound
+        alternatives = len(enabled) if first < 0 or may_preempt else 1
+        taken = self._take(alternatives)
+        if first < 0:
+            return taken
+        if taken == 0:
+            return first
+        self._preemptions += 1
+        return taken - 1 if taken <= first else taken
+
+    def choose(self, thread: Thread, n: int) -> int:
+        del thread
+        return self._take(n)
+
+    def _take(self, alternatives: int) -> int:
+        depth = self._depth
+        self._depth += 1
+        if depth == len(self._path):
+            self._path.append([0, alternatives])
+            return 0
+        taken, recorded = self._path[depth]
+        if recorded != alternatives:
+            raise NondeterminismError(
+                f"choice {depth} had {recorded} alternatives and now has {alternatives} after the "
+                "same choices: something outside the choices decides (set iteration, a global, "
+                "the clock, state kept between executions)"
+            )
+        return taken

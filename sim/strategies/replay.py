@@ -1,0 +1,73 @@
+"""Replay: make given choices again, then either stop or go on with another strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, final
+
+from sim.errors import UsageError
+from sim.threads import Thread
+
+
+@final
+class Choices:
+    """Follow a list of choices: indices into the enabled threads, and chosen values.
+
+    Past its end, the first enabled thread and the value 0.  UsageError for a choice that the
+    execution does not have.
+    """
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        self.choices: Final = tuple(choices)
+        self._next = 0
+        self._runs = 0
+
+    def begin(self) -> bool:
+        self._next = 0
+        self._runs += 1
+        return self._runs == 1
+
+    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
+        del last
+        return self._take(len(enabled), "threads are enabled: " + ", ".join(map(str, enabled)))
+
+    def choose(self, thread: Thread, n: int) -> int:
+        return self._take(n, f"values for {thread.name}")
+
+    def _take(self, n: int, what: str) -> int:
+        at = self._next
+        self._next += 1
+        if at >= len(self.choices):
+            return 0
+        if not 0 <= self.choices[at] < n:
+            raise UsageError(f"choice {at} is {self.choices[at]}, but there are {n} {what}")
+        return self.choices[at]
+
+
+@final
+class Hold:
+    """Follow a prefix of choices, then hold one thread back as long as another can go on.
+
+    The directed search for a predicted use-after-free: the prefix ends where the victim is
+    about to access the object, and the others are let run until it is freed, if it can be.
+    """
+
+    def __init__(self, prefix: Sequence[int], victim: str) -> None:
+        self._prefix: Final = Choices(prefix)
+        self._left = len(prefix)
+        self._victim: Final = victim
+
+    def begin(self) -> bool:
+        return self._prefix.begin()
+
+    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
+        if self._left:
+            self._left -= 1
+            return self._prefix.pick(enabled, last)
+        return next((i for i, t in enumerate(enabled) if t.name != self._victim), 0)
+
+    def choose(self, thread: Thread, n: int) -> int:
+        if self._left:
+            self._left -= 1
+            return self._prefix.choose(thread, n)
+        return 0

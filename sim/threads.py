@@ -1,0 +1,221 @@
+"""Modelled threads and the CPUs that they run on.
+
+A thread is a coroutine, the operation that it will do next, and its state.  Names and keys are
+made from the parent's and the n-th fork of the parent, so that a thread is called the same in
+every run in which its ancestors do the same, whatever the other threads do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, final
+
+from sim.cells import Struct
+from sim.errors import InternalError, MisuseError
+from sim.ops import FORK, Op
+
+Body = Coroutine[Op[Any], Any, Any]
+
+
+@final
+class Cpu(Struct):
+    """A processor.  Threads that share one never interleave while one of them holds it.
+
+    index   its number
+    holder  the thread inside a region that must not be preempted, or None
+    placed  how many threads have been put on it so far
+    """
+
+    KIND = "cpu"
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.holder: Thread | None = None
+        self.placed = 0
+        self.size = 8
+
+
+@final
+class Spawn:
+    """The operand of a FORK: what the new thread is to run."""
+
+    __slots__ = ("args", "context", "cpu", "function", "name")
+
+    def __init__(
+        self,
+        function: Callable[..., Body],
+        args: tuple[Any, ...],
+        name: str,
+        cpu: Cpu | None,
+        context: Any,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.name = name
+        self.cpu = cpu
+        self.context = context
+
+
+@final
+class Thread:
+    """A modelled thread: a coroutine, its next operation, its state.
+
+    name      unique; decided by the parent, so independent of the interleaving
+    key       unique number of the same property (prefix code of the path from the main thread)
+    index     position in `Execution.threads`: the order of creation in this run
+    pending   the operation that happens next (None: the thread is running or has ended)
+    guarded   whether `pending` may have to wait
+    result    result of the last operation, handed over at the next resume
+    context   what the modelled kernel keeps per thread; opaque to sim
+    """
+
+    __slots__ = (
+        "allocations",
+        "context",
+        "coroutine",
+        "cpu",
+        "ended",
+        "forks",
+        "guarded",
+        "index",
+        "key",
+        "key_bits",
+        "name",
+        "next_addr",
+        "notes",
+        "parent",
+        "pending",
+        "result",
+        "sections",
+    )
+
+    def __init__(
+        self, name: str, parent: Thread | None, index: int, cpu: Cpu | None, context: Any
+    ) -> None:
+        self.name: Final = name
+        self.parent: Final = parent
+        self.index: Final = index
+        self.cpu: Final = cpu
+        self.context = context
+        self.key, self.key_bits = _key(parent)
+        self.coroutine: Body | None = None
+        self.pending: Op[Any] | None = None
+        self.guarded = False
+        self.result: Any = None
+        self.ended = False
+        self.forks = 0
+        self.allocations = 0
+        self.sections = 0
+        self.notes = 0
+        self.next_addr = arena(self)
+
+    @property
+    def addr(self) -> int:
+        """What identifies the thread in operations that wait for it."""
+        return self.key
+
+    def __repr__(self) -> str:
+        return f"<thread {self.name}>"
+
+
+ARENA_BITS: Final = 24  # each thread allocates from 16 MiB of its own
+HEAP_BASE: Final = 0xFFFF_8880_0000_0000  # the direct mapping of x86-64
+_KEY_BITS: Final = 22  # so that every arena lies inside the direct mapping (64 TiB)
+
+
+def _key(parent: Thread | None) -> tuple[int, int]:
+    """The key of `parent`'s next child: the parent's key and the child's number, prefix-coded.
+
+    Numbers below 7 take 3 bits, then 7 takes the place of a zero and 3 bits follow, and so on.
+    """
+    if parent is None:
+        return 1, 1
+    nth = parent.forks
+    bits = 3 * (nth // 7 + 1)
+    code = (1 << bits) - 8 + nth % 7  # all ones, three at a time, then the rest
+    return (parent.key << bits) | code, parent.key_bits + bits
+
+
+def arena(thread: Thread) -> int:
+    """Where `thread` allocates from: its own part of the simulated address space."""
+    if thread.key_bits > _KEY_BITS:
+        return 0  # too deep for an address of its own; allocating from it is refused
+    return HEAP_BASE + (thread.key << ARENA_BITS)
+
+
+class Running:
+    """The thread that runs now, for model code between two operations."""
+
+    thread: Thread | None = None
+
+
+def current() -> Thread:
+    """The thread that is running.  Raises MisuseError outside a modelled thread."""
+    if Running.thread is None:
+        raise MisuseError("no modelled thread is running: call this from a workload's coroutine")
+    return Running.thread
+
+
+def spawn(
+    function: Callable[..., Body],
+    *args: Any,
+    name: str = "",
+    cpu: Cpu | None = None,
+    context: Any = None,
+) -> Op[Thread]:
+    """Start a thread that runs ``function(*args)``; the result is the thread.
+
+    name     unique among this thread's children (default: the function's name and a number)
+    cpu      the CPU that it is bound to (None: one of its own)
+    context  per-thread state of the modelled kernel
+    """
+    op: Op[Thread] = Op(
+        FORK, "spawn", target=None, operand=Spawn(function, args, name, cpu, context)
+    )
+    return op
+
+
+class ThreadTable:
+    """The threads of one execution, by index and by name."""
+
+    def __init__(self) -> None:
+        self.all: list[Thread] = []
+        self._by_name: dict[str, Thread] = {}
+
+    def start(self, spawn: Spawn, parent: Thread | None) -> Thread:
+        """Make the thread that `spawn` describes; its coroutine has not run yet.
+
+        Raises MisuseError for a second thread of one name.
+        """
+        name = spawn.name or f"{spawn.function.__name__}-{parent.forks if parent else 0}"
+        if name in self._by_name:
+            raise MisuseError(f"two threads are named {name!r}: give each its own `name=`")
+        thread = Thread(name, parent, len(self.all), spawn.cpu, spawn.context)
+        if parent is not None:
+            parent.forks += 1
+        if spawn.cpu is not None:
+            spawn.cpu.placed += 1
+        coroutine = spawn.function(*spawn.args)
+        if not hasattr(coroutine, "send"):
+            raise MisuseError(
+                f"thread {name!r} is not a coroutine: spawn an `async def` function, "
+                f"got {type(coroutine).__name__}"
+            )
+        thread.coroutine = coroutine
+        self.all.append(thread)
+        self._by_name[name] = thread
+        return thread
+
+    def close(self) -> None:
+        """Abandon every coroutine that has not ended; guards do not run their exits."""
+        for thread in self.all:
+            if thread.coroutine is not None:
+                thread.coroutine.close()
+                thread.coroutine = None
+
+    def named(self, name: str) -> Thread:
+        """The thread of that name; InternalError if there is none."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise InternalError(f"no thread is named {name!r}") from None
