@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound=Struct)
 Preempt = Literal["none", "full"]
+Fault = Literal["slab", "usercopy"]
 
 NR_CPU_IDS: Final = 4  # possible CPUs, unless the workload places its tasks on a given number
 
@@ -34,6 +35,7 @@ class Kernel:
     fixes     the commits and mutants in force
     preempt   "full" (CONFIG_PREEMPT=y) or "none"
     cpus      the CPUs; threads on one of them share it, threads without one have their own
+    faults    what may fail by choice: "slab" (any allocation), "usercopy" (any user access)
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Kernel:
         *,
         preempt: Preempt = "full",
         cpus: int = NR_CPU_IDS,
+        faults: frozenset[Fault] = frozenset(),
     ) -> None:
         self.memory: Final = memory
         self.version: Final = version
         self.fixes: Final = fixes
         self.preempt: Final = preempt
         self.cpus: Final = tuple(memory.static(Cpu, i) for i in range(cpus))
+        self.faults: Final = faults
         self._subsystems: dict[type[Struct], Struct] = {}
         self._replaced: dict[str, Callable[..., Any]] = {}
 

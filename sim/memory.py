@@ -183,7 +183,7 @@ class Memory:
         raise InternalError(f"{op} never waits")
 
     def _place_of(self, op: Op[Any]) -> Any:
-        """The lvalue (or None) that a memory operation touches; sets `fault` if that is not allowed."""
+        """The lvalue (or None) that an operation touches; sets `fault` if it may not."""
         place: Lvalue[Any] | None = op.target
         if place is None:
             return self._by_address(op)
