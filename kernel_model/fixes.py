@@ -4,6 +4,9 @@ Every member of :class:`Fix` is one place (or a few) in the model where a commit
 difference.  A version has the members that were in it when it was released; each can be
 switched on or off by its id.  A mutant is a deliberate defect: off in every version, switched
 on by its name, for showing that the tool finds what the rule it breaks protects from.
+
+Not modelled: every other commit of a release.  ``--kernel 6.8`` means the v5.10 model plus
+these fixes, and every verdict says so.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Subsystems keep their static objects in :meth:`Kernel.subsystem`; this module knows none of
 them, so that imports go one way.
+
+Not modelled: booting, hotplug, more than one kernel in a run.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class _CellSpec:
     __slots__ = ("default", "legal_races", "offset", "size", "weak")
 
     def __init__(
-        self, default: object, offset: int | None, size: int, weak: bool, legal_races: str
+        self, default: object, offset: int | None, size: int, *, weak: bool, legal_races: str
     ) -> None:
         self.default = default
         self.offset = offset
@@ -221,7 +221,10 @@ def cell(
     weak         what it points to is not kept reachable by it (an id table)
     legal_races  why unsynchronised accesses to it are allowed by design (empty: they are not)
     """
-    return cast("Cell[T]", _CellSpec(default, offset, size, weak, legal_races))
+    return cast(
+        "Cell[T]",
+        _CellSpec(default, offset, size, weak=weak, legal_races=legal_races),
+    )
 
 
 class Struct:

@@ -69,10 +69,11 @@ class Execution:
     max_steps  budget of operations
     audit      whether to look for operations that are made but not awaited
 
-    choices    the choices made so far: index into the enabled threads, or the value chosen
-    findings   what the detectors reported, in order
-    outcomes   values of the `outcome` notes, as (thread, value), in order
-    state      RUNNING, or how it ended
+    choices       the choices made so far: index into the enabled threads, or the value chosen
+    choice_steps  the step that each choice decided
+    findings      what the detectors reported, in order
+    outcomes      values of the `outcome` notes, as (thread, value), in order
+    state         RUNNING, or how it ended
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class Execution:
         self.memory: Final = memory
         self.threads: Final = ThreadTable()
         self.choices: Final[list[int]] = []
+        self.choice_steps: Final[list[int]] = []
         self.findings: Final[list[Finding]] = []
         self.outcomes: Final[list[tuple[str, Any]]] = []
         self.state = RUNNING
         self.step = 0
-        self.points = 0
         self._strategy: Final = strategy
         self._observer: Final = observer
         self._max_steps: Final = max_steps
@@ -193,9 +194,9 @@ class Execution:
         if not enabled:
             self._finish()
             return None
-        self.points += 1
         index = self._strategy.pick(enabled, self._last)
         self.choices.append(index)
+        self.choice_steps.append(self.step)
         return enabled[index]
 
     def enabled(self) -> list[Thread]:
@@ -237,9 +238,9 @@ class Execution:
     def _value(self, thread: Thread, n: int) -> int:
         if n == 1:
             return 0
-        self.points += 1
         value = self._strategy.choose(thread, n)
         self.choices.append(value)
+        self.choice_steps.append(self.step)
         return value
 
     def _record(self, event: Event) -> None:

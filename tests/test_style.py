@@ -20,11 +20,13 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # What talks to the user and keeps time budgets may measure durations.
-MEASURING = ("sim/explore.py", "sim/cli.py", "sim/budget.py")
+MEASURING = ("sim/explore.py", "sim/cli.py")
 DURATIONS = ("time.monotonic", "time.monotonic_ns", "time.perf_counter", "time.perf_counter_ns")
 
 # Ours, not mirrors of a Linux file.
-NOT_MIRRORED = ("kernel_model/kernel.py", "kernel_model/fixes.py", "kernel_model/checks.py")
+NOT_MIRRORED = tuple(
+    f"kernel_model/{name}.py" for name in ("kernel", "fixes", "checks", "boot", "workload")
+)
 LINUX_FILE = re.compile(r"\b[\w-]+(/[\w.-]+)+\.[chS]\b")
 
 # Prefixes of what differs from run to run, and what to use instead.

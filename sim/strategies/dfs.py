@@ -28,17 +28,17 @@ class Dfs:
         self._path: Final[list[list[int]]] = []  # [taken, alternatives] per choice
         self._depth = 0
         self._preemptions = 0
-        self._started = False
+        self._runs = 0
 
     def begin(self) -> bool:
-        if self._started:
+        if self._runs:
             while self._path and self._path[-1][0] + 1 == self._path[-1][1]:
                 self._path.pop()
             if not self._path:
                 self.complete = True
                 return False
             self._path[-1][0] += 1
-        self._started = True
+        self._runs += 1
         self._depth = 0
         self._preemptions = 0
         return True
@@ -58,6 +58,17 @@ class Dfs:
     def choose(self, thread: Thread, n: int) -> int:
         del thread
         return self._take(n)
+
+    def estimate(self) -> float | None:
+        """How many executions there are in all, if all subtrees were as large as those seen.
+
+        None before the first choice.
+        """
+        done, share = 0.0, 1.0
+        for taken, alternatives in self._path:
+            share /= alternatives
+            done += share * taken
+        return self._runs / done if done else None
 
     def _take(self, alternatives: int) -> int:
         depth = self._depth

@@ -28,16 +28,34 @@ class RandomWalk:
         self.seed: Final = seed
         self._run = first - 1
         self._random = Random(0)
+        self._weight = 0.0
+        self._weights = 0.0
+        self._ended = 0
 
     def begin(self) -> bool:
+        if self._weight:
+            self._weights += self._weight
+            self._ended += 1
+        self._weight = 1.0
         self._run += 1
         self._random = run_rng(self.seed, self._run)
         return True
 
     def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
         del last
+        self._weight *= len(enabled)
         return int(self._random.random() * len(enabled))
 
     def choose(self, thread: Thread, n: int) -> int:
         del thread
+        self._weight *= n
         return int(self._random.random() * n)
+
+    def estimate(self) -> float | None:
+        """How many executions there are in all, unbiased but of high variance.
+
+        Each random execution has probability 1 / w, w being the product of the numbers of
+        alternatives that it met; the mean of w estimates the number of leaves of the tree of
+        choices.  Knuth, "Estimating the Efficiency of Backtrack Programs", Math. Comp. 1975.
+        """
+        return self._weights / self._ended if self._ended else None

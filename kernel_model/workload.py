@@ -1,0 +1,89 @@
+"""How workloads run on the modelled kernel: version, fixes and configuration of a machine.
+
+Not modelled: booting; a machine starts with its static state in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, final
+
+from kernel_model.boot import boot
+from kernel_model.checks import linux_detectors
+from kernel_model.fixes import DEFAULT_VERSION, Fix, describe, fixes_of
+from kernel_model.kernel import NR_CPU_IDS, Kernel
+from sim.events import Detector
+from sim.memory import Memory
+from sim.threads import Body
+from sim.workload import Parameter, Workload, file_digest, workload
+
+
+@final
+class LinuxMachine:
+    """A kernel version with fixes and configuration: boots the same kernel every time."""
+
+    def __init__(self, version: str, fixes: frozenset[Fix], params: Mapping[str, Any]) -> None:
+        self.version: Final = version
+        self.fixes: Final = fixes
+        self._params: Final = params
+        self.digest: Final = _model_digest()
+        self.environment: Final[Mapping[str, str]] = {
+            "kernel": version,
+            "fixes": " ".join(sorted(f.id for f in fixes)),
+            "model": describe(version, fixes),
+        }
+
+    def boot(self, memory: Memory) -> Kernel:
+        """A kernel for one execution."""
+        return boot(
+            memory,
+            self.version,
+            self.fixes,
+            preempt=self._params["preempt"],
+            cpus=self._params["cpus"],
+            faults=frozenset({"usercopy", "slab"} if self._params["faults"] else ()),
+        )
+
+    def detectors(self) -> list[Detector]:
+        """The Linux-only checks."""
+        return linux_detectors()
+
+
+@final
+class LinuxModel:
+    """The model of Linux; v5.10 unless a version is asked for."""
+
+    parameters: tuple[Parameter, ...] = (
+        Parameter("preempt", "full", ("none", "full")),
+        Parameter("cpus", NR_CPU_IDS),
+        Parameter("faults", default=False),
+    )
+
+    def configure(
+        self,
+        version: str | None,
+        add: Sequence[str],
+        remove: Sequence[str],
+        params: Mapping[str, Any],
+    ) -> LinuxMachine:
+        """The machine of that version and fixes; UsageError for unknown or impossible ones."""
+        asked = version or DEFAULT_VERSION
+        return LinuxMachine(asked, fixes_of(asked, add, remove), params)
+
+
+def kernel_workload(**defaults: Any) -> Callable[[Callable[..., Body]], Workload]:
+    """Make a workload whose first argument is the booted kernel."""
+    return workload(LinuxModel(), **defaults)
+
+
+@cache
+def _model_digest() -> str:
+    """sha256 over the model's sources, by path."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""What a person (or a program, with --json) reads at the end of an exploration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.explore import Found, Result
+from sim.workload import Program
+
+EXIT_PROVED, EXIT_FINDING, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_DIVERGED, EXIT_INTERNAL = range(6)
+
+EXIT_CODES = {"proved": EXIT_PROVED, "finding": EXIT_FINDING, "inconclusive": EXIT_INCONCLUSIVE}
+
+
+def machine_line(program: Program) -> str:
+    """On what the workload runs: ``v5.10 model``; empty if on no model."""
+    return program.machine.environment.get("model", "")
+
+
+def params_line(program: Program) -> str:
+    """The parameters, as they would be given: ``readers=1 updates=2``."""
+    return " ".join(f"{name}={_text(value)}" for name, value in program.params.items())
+
+
+def result_json(program: Program, options: dict[str, Any], result: Result) -> dict[str, Any]:
+    """The result as one JSON object; `options` are strategy, seed and budget."""
+    return {
+        "verdict": result.verdict,
+        "workload": program.workload.name,
+        "kernel": program.machine.version,
+        "model": machine_line(program),
+        "params": dict(program.params),
+        **options,
+        "executions": result.executions,
+        "directed": result.directed,
+        "cut": result.cut,
+        "steps": result.steps,
+        "elapsed_s": round(result.elapsed_s, 3),
+        "complete": result.complete,
+        "preemption_bound": result.bound,
+        "stopped": result.stopped,
+        "estimate": result.estimate,
+        "digest": program.digest,
+        "findings": [_found_json(found) for found in result.findings],
+        "races": [_found_json(found) for found in result.races],
+        "predicted": result.predicted,
+        "outcomes": [
+            {"outcome": _plain(outcome), "executions": count}
+            for outcome, count in sorted(result.outcomes.items(), key=_outcome_key)
+        ],
+    }
+
+
+def _found_json(found: Found) -> dict[str, Any]:
+    return {
+        "kind": found.finding.kind,
+        "title": found.finding.title,
+        "threads": list(found.finding.threads),
+        "execution": found.number,
+        "directed": found.directed,
+        "trace": found.trace,
+    }
+
+
+def summary(program: Program, result: Result) -> list[str]:
+    """The verdict and what it rests on, in lines for a person."""
+    lines = [
+        f"{_headline(program, result)}: {_count(result.executions, 'execution')}, "
+        f"{_count(result.steps, 'step')}, {result.elapsed_s:.2f} s "
+        f"({_rate(result.executions, result.elapsed_s)} executions/s, "
+        f"{_rate(result.steps, result.elapsed_s)} steps/s)"
+    ]
+    lines += _what_it_means(program, result)
+    for found in result.findings:
+        how = ", by a search directed at a predicted one" if found.directed else ""
+        lines.append(f"  {found.finding.title}  (execution {found.number}{how})")
+        lines += _where(found)
+    if result.races:
+        lines.append("data races that the kernel allows by design (they decide nothing):")
+        for found in result.races:
+            lines.append(f"  {found.finding.title}  (execution {found.number})")
+            lines += _where(found)
+    for predicted in result.predicted:
+        lines.append(f"predicted, not witnessed: {predicted}")
+    lines += _outcomes(result)
+    return lines
+
+
+def _headline(program: Program, result: Result) -> str:
+    name = program.workload.name
+    machine = machine_line(program)
+    on = f" on {machine}" if machine else ""
+    return f"{result.verdict.upper()}: {name}{on}"
+
+
+def _what_it_means(program: Program, result: Result) -> list[str]:
+    """How far the verdict reaches, stated plainly."""
+    if result.verdict == "proved":
+        return [
+            "all interleavings explored: no finding, under sequential consistency, for "
+            f"{params_line(program) or 'this program'} (model digest {program.digest})"
+        ]
+    if result.verdict == "finding":
+        return []
+    lines = []
+    if result.complete and result.bound is not None:
+        bound = _count(result.bound, "preemption")
+        lines.append(
+            f"no finding within {bound} (all such interleavings explored, sequential "
+            "consistency): more preemptions may still find something; this is no proof"
+        )
+    else:
+        lines.append(f"nothing found before {result.stopped} ended the search: this is no proof")
+        if result.estimate is not None:
+            lines.append(f"  about {result.estimate:.2g} executions in all (an estimate)")
+    if result.cut:
+        lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
+    return lines
+
+
+def _where(found: Found) -> list[str]:
+    if not found.trace:
+        return []
+    return [f"    replay: rcusim replay {found.trace}", f"    show:   rcusim show {found.trace}"]
+
+
+def _outcomes(result: Result) -> list[str]:
+    if not result.outcomes:
+        return []
+    shown = sorted(result.outcomes.items(), key=_outcome_key)
+    width = max(len(str(count)) for _, count in shown)
+    lines = ["outcomes (executions that ended so):"]
+    return lines + [f"  {count:>{width}}  {_outcome_text(outcome)}" for outcome, count in shown]
+
+
+def _outcome_key(item: tuple[tuple[Any, ...], int]) -> str:
+    return _outcome_text(item[0])
+
+
+def _outcome_text(outcome: tuple[Any, ...]) -> str:
+    return ", ".join(_text(value) for value in outcome)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "(" + ", ".join(_text(item) for item in value) + ")"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | str | None) else str(value)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def _rate(n: int, seconds: float) -> str:
+    return f"{n / seconds:,.0f}" if seconds > 0 else "-"

@@ -1,0 +1,251 @@
+"""Many runs of one program: budget, directed searches, findings, verdict.
+
+Verdicts are honest.  *proved*: every interleaving has been run, and nothing was found.
+*finding*: something was found.  *inconclusive*: everything else; running out of budget, or
+having completed a bounded search, is never a pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol, final
+
+from sim.detectors.lifetime import Prediction
+from sim.errors import NondeterminismError
+from sim.events import Finding
+from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, Execution, Strategy
+from sim.hosts import direct
+from sim.run import Host, Run, fingerprint, run_once
+from sim.strategies.replay import Choices, Hold
+from sim.workload import Program
+
+Verdict = Literal["proved", "finding", "inconclusive"]
+
+TRIES: Final = 3  # directed executions per kind of predicted use-after-free
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: executions (None: no limit), seconds, operations per execution."""
+
+    executions: int | None = None
+    seconds: float = 60.0
+    steps: int = DEFAULT_MAX_STEPS
+
+
+@final
+@dataclass
+class Found:
+    """A finding, the execution that showed it first, and where its trace was written.
+
+    number   of the execution, counted from 1
+    directed whether a directed search showed it
+    choices  that lead to it
+    """
+
+    finding: Finding
+    number: int
+    directed: bool
+    choices: tuple[int, ...]
+    trace: str = ""
+
+
+@final
+@dataclass
+class Result:
+    """What an exploration did and found so far.
+
+    executions  run in all; directed of them in directed searches, cut at the step budget
+    outcomes    how often each combination of `outcome` values was seen
+    findings    those that decide the verdict; races: data races that are legal by design
+    predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
+    complete    whether every interleaving (within the strategy's bound) has been run
+    stopped     what ended the search
+    estimate    of the number of executions in all, None if the strategy knows none
+    """
+
+    executions: int = 0
+    directed: int = 0
+    cut: int = 0
+    steps: int = 0
+    elapsed_s: float = 0.0
+    outcomes: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+    findings: list[Found] = field(default_factory=list)
+    races: list[Found] = field(default_factory=list)
+    predicted: list[str] = field(default_factory=list)
+    complete: bool = False
+    bound: int | None = None
+    stopped: str = ""
+    estimate: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """See the module's docstring."""
+        if self.findings:
+            return "finding"
+        if self.complete and self.bound is None and not self.cut:
+            return "proved"
+        return "inconclusive"
+
+
+class Progress(Protocol):
+    """Told after each execution how far the exploration is."""
+
+    def __call__(self, result: Result) -> None: ...
+
+
+def check_determinism(program: Program, strategy: Strategy, budget: Budget) -> None:
+    """Run the strategy's first execution twice; its steps must be the same.
+
+    Also audits it for operations that are made but not awaited.  Raises MisuseError.
+    """
+    first: list[tuple[str, str, int, str]] = []
+    again: list[tuple[str, str, int, str]] = []
+    strategy.begin()
+    run = run_once(
+        program,
+        strategy,
+        observer=lambda event: first.append(fingerprint(event)),
+        audit=True,
+        max_steps=budget.steps,
+    )
+    run_once(
+        program,
+        Choices(run.execution.choices),
+        observer=lambda event: again.append(fingerprint(event)),
+        max_steps=budget.steps,
+    )
+    for step, (one, other) in enumerate(zip(first, again, strict=False)):
+        if one != other:
+            raise NondeterminismError(
+                f"the same choices gave different steps: at step {step} thread {one[0]} did "
+                f"{one[1]} at {one[2]:#x} = {one[3]}, then thread {other[0]} did {other[1]} at "
+                f"{other[2]:#x} = {other[3]}.  Something outside the choices decides: set "
+                "iteration, a global, the clock, state kept between executions"
+            )
+    if len(first) != len(again):
+        raise NondeterminismError(
+            f"the same choices gave {len(first)} steps, then {len(again)}: something outside "
+            "the choices decides"
+        )
+
+
+@final
+class Explorer:
+    """Runs a program under a strategy until a finding, the end of the search or the budget.
+
+    on_found  called once for each distinct finding, to write its trace; returns the path
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        strategy: Strategy,
+        budget: Budget,
+        *,
+        host: Host = direct.run,
+        keep_going: bool = False,
+        on_found: Callable[[Found], str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.result: Final = Result(bound=getattr(strategy, "bound", None))
+        self._program: Final = program
+        self._strategy: Final = strategy
+        self._budget: Final = budget
+        self._host: Final = host
+        self._keep_going: Final = keep_going
+        self._on_found: Final = on_found
+        self._progress: Final = progress
+        self._seen: Final[set[tuple[str, str]]] = set()
+        self._tried: Final[Counter[tuple[str, str, str]]] = Counter()
+        self._witnessed: Final[set[tuple[str, str, str]]] = set()
+        self._started = 0.0
+
+    def explore(self) -> Result:
+        """Run until done; the result is also in `self.result` if interrupted."""
+        self._started = time.monotonic()
+        result = self.result
+        while not result.stopped:
+            if not self._strategy.begin():
+                result.complete = True
+                result.stopped = "every choice has been tried"
+                break
+            run = self._run(self._strategy)
+            self._count(run.execution)
+            self._collect(run.execution, directed=False)
+            for prediction in run.predictions:
+                if not result.stopped:
+                    self._pursue(run, prediction)
+            if not result.stopped:
+                result.stopped = self._over_budget()
+        self._finish()
+        return result
+
+    def _run(self, strategy: Strategy) -> Run:
+        return run_once(self._program, strategy, host=self._host, max_steps=self._budget.steps)
+
+    def _count(self, execution: Execution) -> None:
+        result = self.result
+        result.executions += 1
+        result.steps += execution.step
+        result.elapsed_s = time.monotonic() - self._started
+        if execution.state is CUT:
+            result.cut += 1
+        elif execution.state is DONE and execution.outcomes:
+            result.outcomes[tuple(value for _, value in sorted(execution.outcomes, key=_by))] += 1
+        if self._progress is not None:
+            self._progress(result)
+
+    def _collect(self, execution: Execution, *, directed: bool) -> None:
+        for finding in execution.findings:
+            if finding.key in self._seen:
+                continue
+            self._seen.add(finding.key)
+            found = Found(finding, self.result.executions, directed, tuple(execution.choices))
+            if self._on_found is not None:
+                found.trace = self._on_found(found)
+            (self.result.findings if finding.decides else self.result.races).append(found)
+            if finding.decides and not self._keep_going:
+                self.result.stopped = "a finding"
+
+    def _pursue(self, run: Run, prediction: Prediction) -> None:
+        """Search for an execution in which the predicted access comes after the free."""
+        key = (prediction.kind, prediction.access_thread, prediction.free_thread)
+        if self._tried[key] >= TRIES or key in self._witnessed:
+            return
+        self._tried[key] += 1
+        strategy = Hold(run.choices_before(prediction.access_step), prediction.access_thread)
+        strategy.begin()
+        directed = self._run(strategy)
+        self.result.directed += 1
+        self._count(directed.execution)
+        if any(finding.kind == "use-after-free" for finding in directed.execution.findings):
+            self._witnessed.add(key)
+        self._collect(directed.execution, directed=True)
+
+    def _over_budget(self) -> str:
+        budget = self._budget
+        if budget.executions is not None and self.result.executions >= budget.executions:
+            return f"the budget of {budget.executions} executions"
+        if time.monotonic() - self._started >= budget.seconds:
+            return f"the budget of {budget.seconds:g} s"
+        return ""
+
+    def _finish(self) -> None:
+        result = self.result
+        result.elapsed_s = time.monotonic() - self._started
+        if not result.complete:
+            estimate = getattr(self._strategy, "estimate", None)
+            result.estimate = estimate() if estimate is not None else None
+            result.predicted = [
+                f"use-after-free of a {kind} by {access}, freed by {free}"
+                for kind, access, free in sorted(self._tried.keys() - self._witnessed)
+            ]
+
+
+def _by(outcome: tuple[str, Any]) -> str:
+    return outcome[0]

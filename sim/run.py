@@ -1,0 +1,85 @@
+"""One run of a program: boot, detectors, host.  What explore, replay and tests all do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, final
+
+from sim.detectors import StandardDetectors
+from sim.detectors.lifetime import Prediction
+from sim.events import Event
+from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
+from sim.hosts import direct, trio_host
+from sim.memory import Memory
+from sim.workload import Program
+
+Host = Callable[[Execution], None]
+
+HOSTS: Final[dict[str, Host]] = {"direct": direct.run, "trio": trio_host.run_blocking}
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """An execution that has ended, and what its detectors predict about others."""
+
+    execution: Execution
+    predictions: tuple[Prediction, ...]
+
+    def choices_before(self, step: int) -> tuple[int, ...]:
+        """The choices made before the operation of `step` was picked."""
+        made = sum(1 for at in self.execution.choice_steps if at < step)
+        return tuple(self.execution.choices[:made])
+
+
+def build(
+    program: Program,
+    strategy: Strategy,
+    *,
+    observer: Observer | None = None,
+    stacks: bool = False,
+    audit: bool = False,
+    max_steps: int = DEFAULT_MAX_STEPS,
+) -> tuple[Execution, StandardDetectors]:
+    """An execution of `program` that has not begun, watched by all detectors.
+
+    stacks  keep call stacks of allocations, frees and accesses (for reports; slower)
+    audit   refuse operations that are made but not awaited (slower)
+    """
+    memory = Memory(stacks=stacks)
+    main = program.main(memory)
+    standard = StandardDetectors(memory)
+    execution = Execution(
+        main,
+        memory,
+        strategy,
+        [*standard.all, *program.machine.detectors()],
+        observer=observer,
+        max_steps=max_steps,
+        audit=audit,
+    )
+    return execution, standard
+
+
+def run_once(
+    program: Program,
+    strategy: Strategy,
+    *,
+    host: Host = direct.run,
+    observer: Observer | None = None,
+    stacks: bool = False,
+    audit: bool = False,
+    max_steps: int = DEFAULT_MAX_STEPS,
+) -> Run:
+    """Run `program` once, to its end.  Raises MisuseError and InternalError of the run."""
+    execution, standard = build(
+        program, strategy, observer=observer, stacks=stacks, audit=audit, max_steps=max_steps
+    )
+    host(execution)
+    return Run(execution, tuple(standard.predictions))
+
+
+def fingerprint(event: Event) -> tuple[str, str, int, str]:
+    """What must be the same whenever the same choices are made: thread, operation, result."""
+    return event.thread.name, event.op.name, event.op.addr, repr(event.result)
