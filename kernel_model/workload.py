@@ -13,7 +13,7 @@ from typing import Any, Final, final
 
 from kernel_model.boot import boot
 from kernel_model.checks import linux_detectors
-from kernel_model.fixes import DEFAULT_VERSION, Fix, describe, fixes_of
+from kernel_model.fixes import DEFAULT_VERSION, Fix, describe, fix_named, fixes_of
 from kernel_model.kernel import NR_CPU_IDS, Kernel
 from sim.events import Detector
 from sim.memory import Memory
@@ -72,6 +72,11 @@ class LinuxModel:
         """The machine of that version and fixes; UsageError for unknown or impossible ones."""
         asked = version or DEFAULT_VERSION
         return LinuxMachine(asked, fixes_of(asked, add, remove), params)
+
+    def restore(self, environment: Mapping[str, str], params: Mapping[str, Any]) -> LinuxMachine:
+        """The machine that a trace was made on; UsageError for a fix that is not modelled."""
+        fixes = frozenset(fix_named(name) for name in environment.get("fixes", "").split())
+        return LinuxMachine(environment.get("kernel", DEFAULT_VERSION), fixes, params)
 
 
 def kernel_workload(**defaults: Any) -> Callable[[Callable[..., Body]], Workload]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.explore import Found, Result
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from sim.explore import Budget, Found, Result
+from sim.trace.format import Trace
+from sim.trace.replay import Divergence
 from sim.workload import Program
 
 EXIT_PROVED, EXIT_FINDING, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_DIVERGED, EXIT_INTERNAL = range(6)
@@ -59,6 +64,44 @@ def _found_json(found: Found) -> dict[str, Any]:
         "execution": found.number,
         "directed": found.directed,
         "trace": found.trace,
+    }
+
+
+def run_json(trace: Trace, verdict: str) -> dict[str, Any]:
+    """One execution as a JSON object."""
+    return {
+        "verdict": verdict,
+        "workload": trace.header.workload,
+        "kernel": trace.header.environment.get("kernel", ""),
+        "strategy": trace.header.strategy,
+        "seed": trace.header.seed,
+        "ended": trace.verdict.verdict if trace.verdict else "",
+        "steps": len(trace.events),
+        "choices": list(trace.choices),
+        "findings": [_record_json(trace, number) for number in range(len(trace.findings))],
+    }
+
+
+def replay_json(trace: Trace, divergence: Divergence | None) -> dict[str, Any]:
+    """A replay as a JSON object."""
+    return {
+        "verdict": "agrees" if divergence is None else "diverged",
+        "workload": trace.header.workload,
+        "trace": trace.path,
+        "steps": len(trace.events),
+        "findings": [_record_json(trace, number) for number in range(len(trace.findings))],
+        "divergence": None if divergence is None else str(divergence),
+    }
+
+
+def _record_json(trace: Trace, number: int) -> dict[str, Any]:
+    found = trace.findings[number]
+    return {
+        "kind": found.kind,
+        "title": found.title,
+        "threads": list(found.threads),
+        "decides": found.decides,
+        "trace": trace.path,
     }
 
 
@@ -161,3 +204,50 @@ def _count(n: int, what: str) -> str:
 
 def _rate(n: int, seconds: float) -> str:
     return f"{n / seconds:,.0f}" if seconds > 0 else "-"
+
+
+# -- while it runs ---------------------------------------------------------------------------------
+
+
+def intro(program: Program, strategy: str, seed: int, budget: Budget) -> str:
+    """What is about to be explored, how, and within which budget."""
+    limit = f"{budget.executions:,} executions or " if budget.executions is not None else ""
+    machine = machine_line(program) or "no model"
+    return "\n".join(
+        [
+            f"{program.workload.name} on {machine}: {params_line(program) or 'no parameters'}",
+            f"strategy {strategy}, seed {seed}; at most {limit}{budget.seconds:g} s "
+            "(--max-executions, --max-duration)",
+        ]
+    )
+
+
+class ProgressLine:
+    """One line on the terminal that says how far the search is; silent where there is none."""
+
+    EVERY = 64  # executions between two updates
+
+    def __init__(self, *, enabled: bool) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        console = Console(stderr=True)
+        self._bar = Progress(
+            *columns, console=console, transient=True, disable=not (enabled and console.is_terminal)
+        )
+        self._task = self._bar.add_task("starting")
+
+    def __enter__(self) -> ProgressLine:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
+
+    def show(self, result: Result) -> None:
+        """Show how far the exploration is; called after every execution."""
+        if result.executions % self.EVERY == 0:
+            rate = _rate(result.executions, result.elapsed_s)
+            self._bar.update(
+                self._task,
+                description=f"{_count(result.executions, 'execution')}, {rate}/s, "
+                f"{_count(len(result.findings), 'finding')}",
+            )

@@ -95,7 +95,9 @@ class Result:
 class Progress(Protocol):
     """Told after each execution how far the exploration is."""
 
-    def __call__(self, result: Result) -> None: ...
+    def __call__(self, result: Result) -> None:
+        """Show `result` as it stands."""
+        ...
 
 
 def check_determinism(program: Program, strategy: Strategy, budget: Budget) -> None:
@@ -184,6 +186,12 @@ class Explorer:
                 result.stopped = self._over_budget()
         self._finish()
         return result
+
+    def interrupted(self) -> Result:
+        """The result so far, of an exploration that Ctrl-C has stopped."""
+        self.result.stopped = "Ctrl-C"
+        self._finish()
+        return self.result
 
     def _run(self, strategy: Strategy) -> Run:
         return run_once(self._program, strategy, host=self._host, max_steps=self._budget.steps)

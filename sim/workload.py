@@ -105,6 +105,10 @@ class Model(Protocol):
         """The machine of that version, with and without these fixes; UsageError says why not."""
         ...
 
+    def restore(self, environment: Mapping[str, str], params: Mapping[str, Any]) -> Booted:
+        """The machine whose `environment` is given (from a trace); UsageError says why not."""
+        ...
+
 
 @final
 class BareMachine:
@@ -126,6 +130,11 @@ class BareMachine:
         del params
         if version or add or remove:
             raise UsageError("--kernel, --with and --without: this workload runs on no kernel")
+        return self
+
+    def restore(self, environment: Mapping[str, str], params: Mapping[str, Any]) -> BareMachine:
+        """Itself."""
+        del environment, params
         return self
 
     def boot(self, memory: Memory) -> Memory:
@@ -197,14 +206,23 @@ class Workload:
         remove: Sequence[str] = (),
     ) -> Program:
         """Fix parameters (text is parsed) and machine.  UsageError names what is known."""
+        values = self._values(params or {})
+        return Program(self, values, self.model.configure(version, add, remove, values))
+
+    def restore(self, params: Mapping[str, Any], environment: Mapping[str, str]) -> Program:
+        """The program that a trace's header describes.  UsageError if there is none."""
+        values = self._values(params)
+        return Program(self, values, self.model.restore(environment, values))
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         known = self.all_parameters()
         values: dict[str, Any] = {name: p.default for name, p in known.items()}
-        for name, given in (params or {}).items():
+        for name, given in params.items():
             if name not in known:
                 names = ", ".join(f"{n}={p.default}" for n, p in known.items()) or "none"
                 raise UsageError(f"{self.name} has no parameter {name!r}; it has: {names}")
             values[name] = known[name].parse(given) if isinstance(given, str) else given
-        return Program(self, values, self.model.configure(version, add, remove, values))
+        return values
 
     def source_digest(self) -> str:
         """sha256 of the workload's own file."""

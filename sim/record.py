@@ -1,0 +1,103 @@
+"""From a run to a trace file and back: recorded runs, and programs rebuilt from a header."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sim.errors import UsageError
+from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
+from sim.hosts import direct
+from sim.run import Host, build
+from sim.trace.format import Header, Trace
+from sim.trace.reader import read_trace
+from sim.trace.writer import Build, recording
+from sim.workload import Program, find
+
+
+def tool_version() -> str:
+    """The installed version of rcusim; ``unknown`` if it is not installed."""
+    try:
+        return version("rcusim")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def header_of(program: Program, strategy: str, seed: int | None, execution: int) -> Header:
+    """The header of a run of `program`."""
+    return Header(
+        workload=program.workload.name,
+        parameters=dict(program.params),
+        environment=dict(program.machine.environment),
+        strategy=strategy,
+        seed=seed,
+        execution=execution,
+        digest=program.digest,
+        tool=tool_version(),
+        python=platform.python_version(),
+    )
+
+
+def builder(program: Program, max_steps: int = DEFAULT_MAX_STEPS) -> Build:
+    """Makes recorded executions of `program`: with stacks, and with awaits audited."""
+
+    def make(strategy: Strategy, observer: Observer) -> Execution:
+        execution, _ = build(
+            program, strategy, observer=observer, stacks=True, audit=True, max_steps=max_steps
+        )
+        return execution
+
+    return make
+
+
+def record(
+    program: Program,
+    strategy: Strategy,
+    header: Header,
+    path: Path,
+    *,
+    max_steps: int = DEFAULT_MAX_STEPS,
+    host: Host = direct.run,
+) -> Trace:
+    """Run `program` once and write its trace to `path`; the trace as read back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("wb") as file,
+        recording(file, header, builder(program, max_steps), strategy) as execution,
+    ):
+        host(execution)
+    return read_trace(path)
+
+
+def trace_path(program: Program, kind: str, title: str, out: Path) -> Path:
+    """Where the trace of a finding goes: the same finding, the same name."""
+    params = " ".join(f"{k}={v}" for k, v in sorted(program.params.items()))
+    model = program.machine.environment.get("model", "")
+    text = f"{title}|{params}|{model}"
+    short = hashlib.sha256(text.encode()).hexdigest()[:8]
+    machine = f"-{program.machine.version}" if program.machine.version else ""
+    return out / f"{program.workload.name}{machine}-{kind}-{short}.jsonl"
+
+
+def ensure_out(out: Path) -> None:
+    """Make the directory for traces, with a .gitignore of its own if it is new."""
+    if not out.exists():
+        try:
+            out.mkdir(parents=True)
+            (out / ".gitignore").write_text("*\n")
+        except OSError as error:
+            raise UsageError(f"--out {out}: {error.strerror}") from None
+
+
+def program_of(trace: Trace) -> Program:
+    """The program that a trace is of, on the model as it is now.
+
+    Raises UsageError if its workload, a parameter or a fix does not exist (any more).
+    """
+    header = trace.header
+    try:
+        return find(header.workload).restore(header.parameters, header.environment)
+    except UsageError as error:
+        raise UsageError(f"{trace.path}: {error}") from None
