@@ -64,6 +64,16 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
+class WaitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thread of a deadlock: the operation that it is stuck at, and for which threads."""
+
+    thread: str
+    op: str
+    label: str = ""
+    on: tuple[str, ...] = ()
+
+
+@final
 class EventRecord(
     msgspec.Struct,
     frozen=True,
@@ -83,6 +93,7 @@ class EventRecord(
     fault     what memory found wrong with it: ``use-after-free`` ...
     stack     the modelled call stack, innermost first: of allocations, frees and faults
     choice    what the strategy chose here: an index into `enabled`, or a value below `of`
+    waiting   threads that are stuck (DEADLOCK)
     """
 
     step: int
@@ -100,6 +111,7 @@ class EventRecord(
     choice: int | UnsetType = UNSET
     enabled: tuple[str, ...] = ()
     of: int = 0
+    waiting: tuple[WaitRecord, ...] = ()
 
 
 @final
@@ -192,8 +204,13 @@ class Trace:
 
     @property
     def threads(self) -> tuple[str, ...]:
-        """Names of the threads, in the order in which they took their first step."""
-        return tuple(dict.fromkeys(event.thread for event in self.events))
+        """Names of the threads, in the order in which they were started."""
+        names: dict[str, None] = {}
+        for event in self.events:
+            names[event.thread] = None
+            if event.kind == "FORK":
+                names[event.label] = None
+        return tuple(names)
 
 
 _ENCODER: Final = msgspec.json.Encoder()

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sim import ops
 from sim.cells import Bytes, Cell, Cells, Lvalue, Struct
+from sim.events import Event
 from sim.memory import Memory
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod
@@ -93,14 +94,20 @@ def cells_of(made: Struct) -> dict[str, Value]:
     return {name: value for name, value in found.items() if value not in (None, 0)}
 
 
-def label_of(op: Op[Any], result: Any, memory: Memory) -> str:
-    """What an operation that has happened touches."""
+def label_of(event: Event, memory: Memory) -> str:
+    """What a step touched."""
+    op = event.op
     if op.kind == ops.ALLOC or op.kind == ops.FORK:
-        return _name(result)
+        return _name(event.result)
+    return place_of(op, memory)
+
+
+def place_of(op: Op[Any], memory: Memory) -> str:
+    """What an operation is about, whether it has happened or not; empty for a thread's own."""
     if op.kind == ops.WAIT:
         return ", ".join(cell.label for cell in op.operand[1])
     if op.kind == ops.EXIT:
-        return ""  # the thread itself
+        return ""
     if op.target is not None:
         return _name(op.target)
     if op.kind not in ops.MEMORY:

@@ -22,8 +22,17 @@ from sim.events import Event
 from sim.execution import RUNNING, Execution, Observer, Strategy
 from sim.stack import unwind
 from sim.threads import Thread
-from sim.trace.format import EventRecord, FindingRecord, Header, Line, State, Verdict, encode
-from sim.trace.values import cells_of, label_of, render, value_at
+from sim.trace.format import (
+    EventRecord,
+    FindingRecord,
+    Header,
+    Line,
+    State,
+    Verdict,
+    WaitRecord,
+    encode,
+)
+from sim.trace.values import cells_of, label_of, place_of, render, value_at
 
 #: Makes an execution that has not begun, of one and the same program.
 Build = Callable[[Strategy, Observer], Execution]
@@ -77,9 +86,9 @@ class TraceWriter:
     def __call__(self, event: Event) -> None:
         """Write what happened."""
         self._keep_finding_stacks()
-        engine = event.op.kind in _ENGINE
-        self._stack = () if engine else tuple(map(str, unwind(event.thread)))
-        self._emit(self._record(event))
+        frames = () if event.op.kind in _ENGINE else unwind(event.thread)
+        self._stack = tuple(str(frame) for frame in frames)
+        self._emit(self._record(event, frames[0].function if frames else ""))
         self._steps += 1
 
     def end(self) -> None:
@@ -102,10 +111,9 @@ class TraceWriter:
         while len(self._finding_stacks) < len(self._running().findings):
             self._finding_stacks.append(self._stack)
 
-    def _record(self, event: Event) -> EventRecord:
+    def _record(self, event: Event, function: str) -> EventRecord:
         op = event.op
-        label = label_of(op, event.result, self._running().memory)
-        function = self._stack[0].partition("+")[0] if self._stack else ""
+        label = label_of(event, self._running().memory)
         occurrence = event.thread.name, op.name, function, label
         self._seen[occurrence] += 1
         fault = event.fault.kind if event.fault is not None else ""
@@ -121,6 +129,7 @@ class TraceWriter:
             stack=self._stack if fault or op.kind in _WITH_STACK else (),
             **self._values(event),
             **self._choice(event),
+            waiting=self._waiting(event),
         )
 
     def _values(self, event: Event) -> dict[str, Any]:
@@ -138,14 +147,17 @@ class TraceWriter:
             values["wrote"] = render(value_at(op, self._running().memory))
         elif kind == ops.GP_START:
             values["operand"] = render(event.result)
-        elif kind == ops.DEADLOCK and event.snapshot is not None:
-            values["operand"] = [
-                [w.thread.name, w.op.name, render(w.op.target), [t.name for t in w.on]]
-                for w in event.snapshot.waiting
-            ]
         elif kind in _WITH_OPERAND and op.operand is not None:
             values["operand"] = render(op.operand)
         return values
+
+    def _waiting(self, event: Event) -> tuple[WaitRecord, ...]:
+        stuck = event.snapshot.waiting if event.snapshot is not None else ()
+        memory = self._running().memory
+        return tuple(
+            WaitRecord(w.thread.name, w.op.name, place_of(w.op, memory), tuple(map(render, w.on)))
+            for w in stuck
+        )
 
     def _choice(self, event: Event) -> dict[str, Any]:
         """The choice made for this step, if one was."""

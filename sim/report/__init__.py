@@ -1,0 +1,1 @@
+"""Reports: what a trace shows, made from the trace alone."""
