@@ -261,7 +261,7 @@ class Execution:
         kind, name = (ops.DEADLOCK, "deadlock") if stuck else (ops.QUIESCENT, "quiescent")
         event = Event(self.step, self._last or self.threads.all[0], Op(kind, name), None, None)
         event.snapshot = Snapshot(
-            tuple(Waiting(t, t.pending, self._waits_on(t)) for t in stuck if t.pending),
+            tuple(Waiting(t, t.pending, self._waits_on(t)) for t in stuck if t.pending is not None),
             self.memory.live(),
             tuple(self.memory.roots),
         )
@@ -273,7 +273,7 @@ class Execution:
         """Which threads must act before `thread` can take its step, as far as that is known."""
         op = thread.pending
         assert op is not None
-        if not self.memory.ready(thread, op):
+        if thread.guarded and not self.memory.ready(thread, op):
             if op.kind == ops.LOCK:
                 return (op.target.value,)
             if op.kind == ops.JOIN:
