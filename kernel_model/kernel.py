@@ -17,6 +17,7 @@ from kernel_model.fixes import DEFAULT_VERSION, Fix, describe
 from sim.cells import Struct
 from sim.errors import MisuseError
 from sim.memory import Memory
+from sim.sections import Domain
 from sim.threads import Cpu
 
 P = ParamSpec("P")
@@ -24,6 +25,7 @@ R = TypeVar("R")
 S = TypeVar("S", bound=Struct)
 Preempt = Literal["none", "full"]
 Fault = Literal["slab", "usercopy"]
+Config = Literal["TASKS_RCU"]
 
 NR_CPU_IDS: Final = 4  # possible CPUs, unless the workload places its tasks on a given number
 
@@ -38,6 +40,9 @@ class Kernel:
     preempt   "full" (CONFIG_PREEMPT=y) or "none"
     cpus      the CPUs; threads on one of them share it, threads without one have their own
     faults    what may fail by choice: "slab" (any allocation), "usercopy" (any user access)
+    config    options that are off unless asked for, since they cost steps: "TASKS_RCU"
+
+    rcu, rcu_tasks, rcu_tasks_trace  the flavours; without preemption the second is the first
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Kernel:
         preempt: Preempt = "full",
         cpus: int = NR_CPU_IDS,
         faults: frozenset[Fault] = frozenset(),
+        config: frozenset[Config] = frozenset(),
     ) -> None:
         self.memory: Final = memory
         self.version: Final = version
@@ -56,6 +62,12 @@ class Kernel:
         self.preempt: Final = preempt
         self.cpus: Final = tuple(memory.static(Cpu, i) for i in range(cpus))
         self.faults: Final = faults
+        self.config: Final = config
+        self._domains: dict[str, Domain] = {}
+        self.rcu: Final = self.domain("rcu")
+        self.rcu_tasks: Final = self.rcu if preempt == "none" else self.domain("rcu_tasks")
+        self.rcu_tasks_trace: Final = self.domain("rcu_tasks_trace")
+        self._percpu: dict[type[Struct], tuple[Struct, ...]] = {}
         self._subsystems: dict[type[Struct], Struct] = {}
         self._replaced: dict[str, Callable[..., Any]] = {}
 
@@ -76,6 +88,21 @@ class Kernel:
         if found is None:
             found = self._subsystems[cls] = self.memory.static(cls)
         return cast("S", found)
+
+    def percpu(self, cls: type[S]) -> tuple[S, ...]:
+        """One static object of class `cls` for each CPU, made as those of :meth:`subsystem`."""
+        found = self._percpu.get(cls)
+        if found is None:
+            made = tuple(self.memory.static(cls) for _ in self.cpus)
+            found = self._percpu[cls] = made
+        return cast("tuple[S, ...]", found)
+
+    def domain(self, name: str) -> Domain:
+        """The domain of sections of that name, made as the objects of :meth:`subsystem`."""
+        found = self._domains.get(name)
+        if found is None:
+            found = self._domains[name] = self.memory.static(Domain, name)
+        return found
 
     # -- trying a patch --------------------------------------------------------------------
 

@@ -1,0 +1,36 @@
+"""Boot a kernel: all static state, in a fixed order, before the first thread runs.
+
+Not modelled: the steps of booting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernel_model.fixes import DEFAULT_VERSION, Fix, fixes_of
+from kernel_model.kernel import Kernel
+from kernel_model.linux.file import FdTable, FileCache
+from kernel_model.rcu.tasks import TASKS, RcuTasks
+from kernel_model.rcu.tasks_trace import TRACE, RcuTasksTrace
+from kernel_model.rcu.tree import RCU, RcuData
+from sim.memory import Memory
+
+
+def boot(
+    memory: Memory,
+    version: str = DEFAULT_VERSION,
+    fixes: frozenset[Fix] | None = None,
+    **options: Any,
+) -> Kernel:
+    """A kernel of that version; `options` are those of :class:`Kernel`.
+
+    fixes  in force (default: those of the version)
+    """
+    in_force = fixes_of(version) if fixes is None else fixes
+    kernel = Kernel(memory, version, in_force, **options)
+    for flavour in (RCU, TASKS, TRACE):
+        flavour.callbacks(kernel)
+    kernel.percpu(RcuData)
+    for subsystem in (RcuTasks, RcuTasksTrace, FdTable, FileCache):
+        kernel.subsystem(subsystem)
+    return kernel

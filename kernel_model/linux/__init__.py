@@ -1,0 +1,1 @@
+"""Locks, allocation, deferred work, files: what the rest of the model stands on."""

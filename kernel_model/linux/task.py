@@ -1,0 +1,296 @@
+"""include/linux/sched.h and kernel/entry/common.c, v5.10: threads, and what each is doing.
+
+Every thread has a :class:`Context`: counters that only the thread itself changes.  What others
+can notice follows from them, and `Context.settle` is the one place that says how:
+
+    ============  ==============================  ===============================================
+                  without preemption              with preemption
+    ============  ==============================  ===============================================
+    holds the     in the kernel, not asleep       there, and preemption, interrupts or bottom
+    CPU                                           halves are off
+    is a reader   while it holds the CPU          while it holds the CPU or is inside
+    of rcu                                        rcu_read_lock()
+    is a reader   (that flavour is rcu)           in the kernel, not asleep (CONFIG_TASKS_RCU)
+    of rcu_tasks
+    ============  ==============================  ===============================================
+
+Not modelled: migration (a task keeps its CPU); hard interrupts; kernel threads and softirqs
+share no CPU with tasks unless the kernel has only one; a woken task is a reader from its own
+next step on, not from the wake-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, Literal, final
+
+from kernel_model.kernel import Kernel
+from sim.cells import Cell
+from sim.errors import MisuseError
+from sim.macros import cpu_hold, cpu_release, new_section, note, section_begin, section_end
+from sim.ops import Op
+from sim.sections import Section
+from sim.threads import Body, Thread, current, spawn
+
+Kind = Literal["task", "kworker", "kthread", "softirq"]
+TaskWork = Callable[[], Coroutine[Op[Any], Any, None]]
+
+
+@final
+class Context:
+    """What a thread of the kernel is doing; private to the thread.
+
+    kind             what runs: a user's task, a worker, another kernel thread, a softirq
+    cpu              number of the CPU that it shares with others, None: one of its own
+    in_kernel        whether it runs kernel code (or sleeps in it); a user task starts outside
+    asleep           whether it has given up the CPU until something happens
+    preempt_count, irqs_disabled, bh_disabled, rcu_nesting, trace_nesting   nesting depths
+    locks            locks held, in the order in which they were taken
+    bpf_prog_active  depth of programs that must not be entered again
+    tasks_reader     whether Tasks RCU waits for it
+    trace_section    the outermost reader of rcu_tasks_trace, while there is one
+    task_work        what it does before it returns to user mode
+    """
+
+    def __init__(self, kernel: Kernel, kind: Kind, cpu: int | None) -> None:
+        self.kernel: Final = kernel
+        self.kind: Final = kind
+        self.cpu: Final = cpu
+        self.in_kernel = False
+        self.asleep = False
+        self.preempt_count = 0
+        self.irqs_disabled = 0
+        self.bh_disabled = 0
+        self.rcu_nesting = 0
+        self.trace_nesting = 0
+        self.locks: list[Cell[Thread | None]] = []
+        self.bpf_prog_active = 0
+        self.tasks_reader = "TASKS_RCU" in kernel.config and kernel.preempt == "full"
+        self.task_work: list[TaskWork] = []
+        self.trace_section: Section | None = None
+        self._has_cpu = False
+        self._rcu: Section | None = None
+        self._tasks: Section | None = None
+
+    @property
+    def user_mode(self) -> bool:
+        """Whether it runs outside the kernel."""
+        return not self.in_kernel
+
+    @property
+    def atomic(self) -> bool:
+        """Whether preemption, interrupts or bottom halves are off: it must not sleep."""
+        return self.preempt_count > 0 or self.irqs_disabled > 0 or self.bh_disabled > 0
+
+    @property
+    def sleep_is_noticed(self) -> bool:
+        """Whether others can tell that it sleeps: they get the CPU, or a grace period ends."""
+        return self._has_cpu or self._rcu is not None or self._tasks is not None
+
+    def forget_lock(self, place: Cell[Thread | None]) -> None:
+        """The thread is about to release a lock; unless it holds it, memory will complain."""
+        for at in reversed(range(len(self.locks))):
+            if self.locks[at] is place:
+                del self.locks[at]
+                return
+
+    def settle(self, name: str) -> Iterator[Op[Any]]:
+        """The operations, called `name`, that make what others notice agree with the counters."""
+        kernel = self.kernel
+        running = self.in_kernel and not self.asleep
+        holds = running and (kernel.preempt == "none" or self.atomic)
+        reads = holds or (kernel.preempt == "full" and self.rcu_nesting > 0)
+        if holds and not self._has_cpu:
+            self._has_cpu = True
+            if self.cpu is not None:
+                yield cpu_hold(kernel.cpus[self.cpu], name)
+        if running and self.tasks_reader and self._tasks is None:
+            self._tasks = new_section()
+            yield section_begin(kernel.rcu_tasks, self._tasks, name)
+        if reads and self._rcu is None:
+            self._rcu = new_section()
+            yield section_begin(kernel.rcu, self._rcu, name)
+        if not reads and self._rcu is not None:
+            ended, self._rcu = self._rcu, None
+            yield section_end(kernel.rcu, ended, name)
+        if not running and self._tasks is not None:
+            ended, self._tasks = self._tasks, None
+            yield section_end(kernel.rcu_tasks, ended, name)
+        if not holds and self._has_cpu:
+            self._has_cpu = False
+            if self.cpu is not None:
+                yield cpu_release(kernel.cpus[self.cpu], name)
+
+
+def context() -> Context:
+    """The context of the running thread.  MisuseError if it has never been in a kernel."""
+    thread = current()
+    found: Context | None = thread.context
+    if found is None:
+        raise MisuseError(
+            f"thread {thread.name} runs no kernel code yet: write `async with syscall(kernel):` "
+            "around it, or start the thread with `await task(kernel, function, ...)`"
+        )
+    return found
+
+
+class Guard:
+    """Base of guards: `enter` and `leave` yield operations; a thread that dies leaves nothing."""
+
+    def enter(self) -> Iterator[Op[Any]]:
+        """The operations done on the way in."""
+        raise NotImplementedError
+
+    def leave(self) -> Iterator[Op[Any]]:
+        """The operations done on the way out."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> None:
+        for op in self.enter():
+            await op
+
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            for op in self.leave():
+                await op
+
+
+@final
+class syscall(Guard):
+    """From user mode into the kernel and back; task work runs on the way out.
+
+    The thread that starts the others may use it too: it then runs on a CPU of its own.
+    """
+
+    def __init__(self, kernel: Kernel, name: str = "syscall") -> None:
+        self._kernel: Final = kernel
+        self._name: Final = name
+
+    def enter(self) -> Iterator[Op[Any]]:
+        """Into the kernel."""
+        thread = current()
+        if thread.context is None:
+            thread.context = Context(self._kernel, "task", None)
+        if context().in_kernel:
+            raise MisuseError(f"{thread.name} is in the kernel: a syscall starts in user mode")
+        return enter_kernel(self._name)
+
+    def leave(self) -> Iterator[Op[Any]]:
+        """Back to user mode."""
+        return leave_kernel(self._name)
+
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            works = context().task_work
+            while works:
+                await works.pop(0)()
+        await super().__aexit__(kind, error, traceback)
+
+
+def enter_kernel(name: str) -> Iterator[Op[Any]]:
+    """The running thread, in user mode or idle so far, executes kernel code from now on."""
+    ctx = context()
+    ctx.in_kernel = True
+    yield from ctx.settle(name)
+
+
+def leave_kernel(name: str) -> Iterator[Op[Any]]:
+    """The running thread executes no more kernel code."""
+    ctx = context()
+    ctx.in_kernel = False
+    yield from ctx.settle(name)
+    yield note("leave_kernel", name)
+
+
+@final
+class sleeping(Guard):
+    """Around an operation that blocks voluntarily: a context switch away, and back."""
+
+    def __init__(self, name: str) -> None:
+        self._name: Final = name
+
+    def enter(self) -> Iterator[Op[Any]]:
+        """Give up the CPU: a quiescent state."""
+        ctx = context()
+        yield note("schedule", self._name)
+        ctx.asleep = True
+        yield from ctx.settle(self._name)
+
+    def leave(self) -> Iterator[Op[Any]]:
+        """Run again."""
+        ctx = context()
+        ctx.asleep = False
+        yield from ctx.settle(self._name)
+
+
+def might_sleep() -> Op[None]:
+    """Say that what follows may sleep, whether it will or not."""
+    return note("might_sleep")
+
+
+def might_fault() -> Op[None]:
+    """Say that what follows accesses user memory, which may sleep."""
+    return note("might_fault")
+
+
+async def cond_resched() -> None:
+    """Let others run; without preemption a quiescent state."""
+    if context().kernel.preempt == "full":
+        await might_sleep()
+        return
+    async with sleeping("cond_resched"):
+        pass
+
+
+def task(
+    kernel: Kernel,
+    function: Callable[..., Body],
+    *args: Any,
+    name: str = "",
+    cpu: int | None = None,
+) -> Op[Thread]:
+    """Start a user task, in user mode, that runs ``function(*args)``.
+
+    cpu  index into `kernel.cpus` (default: the tasks of one parent go round the CPUs)
+    """
+    number = current().forks % len(kernel.cpus) if cpu is None else cpu
+    made = Context(kernel, "task", number)
+    return spawn(function, *args, name=name, cpu=kernel.cpus[number], context=made)
+
+
+def kthread(
+    kernel: Kernel,
+    function: Callable[..., Body],
+    *args: Any,
+    name: str = "",
+    kind: Kind = "kthread",
+) -> Op[Thread]:
+    """Start a thread of the kernel that runs ``function(*args)``; it is in the kernel at once."""
+    return idle_thread(kernel, ret_from_fork, function, *args, name=name, kind=kind)
+
+
+def idle_thread(
+    kernel: Kernel, function: Callable[..., Body], *args: Any, name: str = "", kind: Kind
+) -> Op[Thread]:
+    """Start a thread of the kernel that is no reader until it enters the kernel by itself.
+
+    It is named after the thread that starts it, which makes the name the same in every run.
+    """
+    parent = current()
+    number = 0 if len(kernel.cpus) == 1 else None
+    return spawn(
+        function,
+        *args,
+        name=name or f"{kind}/{parent.name}-{parent.forks}",
+        cpu=None if number is None else kernel.cpus[number],
+        context=Context(kernel, kind, number),
+    )
+
+
+async def ret_from_fork(function: Callable[..., Body], *args: Any) -> None:
+    """What is at the bottom of a kernel thread's stack."""
+    for op in enter_kernel("ret_from_fork"):
+        await op
+    await function(*args)
+    for op in leave_kernel("do_exit"):
+        await op

@@ -1,0 +1,1 @@
+"""The RCU flavours: readers, grace periods, callbacks."""
