@@ -1,21 +1,23 @@
 """A trace as columns: one per thread, one row per step.
 
-      step  main                    reader                  writer
+      step  reader                             writer
        0-3  4 steps before two threads could go on
-         4  |                       READ_ONCE box.ptr = item  in get
-    *    5  |                       |                       kfree item  in put
-    !    6  |                       load item.n = 7 !! use-after-free  in get
+         4  READ_ONCE box.ptr = item  in get   |
+    *    5  |                                  kfree item  in put
+    !    6  load item.n = 7 !! use-after-free  in get
             BUG: KASAN: use-after-free in get
+            end of the run (finding), 7 steps
 
 A row says what the thread did, to what, with which value; the function is said where it is not
 the one of the row above it.  ``!`` marks the step of a finding, ``*`` where the object that it is
-about was allocated or freed.  With many threads the columns overlap: a row then runs on to the
-right of its column, which is free, since every row belongs to one thread.
+about was allocated or freed.  Threads that do nothing in the steps shown have no column.  With
+many threads the columns overlap: a row then runs on to the right of its column, which is free,
+since every row belongs to one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Final, Literal, final
 
@@ -43,15 +45,16 @@ def render_columns(trace: Trace, *, width: int = 100, since: Since = "threads") 
     """
     if width < MIN_WIDTH:
         raise UsageError(f"{width} columns are too few to show a trace: at least {MIN_WIDTH}")
-    table = _Table(trace, width)
-    lines = list(table.head())
     folded = _setup(trace) if since == "threads" else 0
+    table = _Table(trace, width, _acting(trace.events[folded:]))
+    lines = list(table.head())
     if folded:
         lines += table.across(f"{folded} steps before two threads could go on", f"0-{folded - 1}")
     for event in trace.events:
-        table.follow(event)
+        table.enter(event)
         if event.step >= folded:
             lines += table.rows(event)
+        table.leave(event)
     lines += table.across(_end(trace))
     return "\n".join(line.rstrip() for line in lines)
 
@@ -65,6 +68,15 @@ def _setup(trace: Trace) -> int:
     return first if first > 1 else 0
 
 
+def _acting(events: Sequence[EventRecord]) -> tuple[str, ...]:
+    """The threads that do something in `events`, or end stuck, in the order of appearance."""
+    names: dict[str, None] = {}
+    for event in events:
+        acting = event.kind not in _ENGINE
+        names |= dict.fromkeys([event.thread] if acting else [w.thread for w in event.waiting])
+    return tuple(names)
+
+
 def _end(trace: Trace) -> str:
     if trace.verdict is None:
         return f"no verdict: the trace ends with line {trace.last_line}"
@@ -74,13 +86,14 @@ def _end(trace: Trace) -> str:
 def _marks(trace: Trace) -> dict[int, str]:
     """The marks of steps: of findings, and of the life of the objects that these are about."""
     marks: dict[int, str] = {}
-    hit = [trace.events[f.step].label for f in trace.findings if f.step < len(trace.events)]
+    found = {finding.step: "!" for finding in trace.findings}
+    hit = [event.label for event in trace.events if event.step in found]
     for event in trace.events:
         if event.kind not in ("ALLOC", "FREE"):
             continue
         if any(label == event.label or label.startswith(f"{event.label}.") for label in hit):
             marks[event.step] = "*"
-    return marks | {finding.step: "!" for finding in trace.findings}
+    return marks | found
 
 
 @final
@@ -91,21 +104,19 @@ class _Table:
     alive    threads that have been started and have not ended, whose columns show a bar
     """
 
-    def __init__(self, trace: Trace, width: int) -> None:
+    def __init__(self, trace: Trace, width: int, threads: Sequence[str]) -> None:
         self._trace: Final = trace
         self._names: Final = ShortNames(trace)
         self._marks: Final = _marks(trace)
         last = str(max(len(trace.events) - 1, 0))
         self._gutter: Final = max(len("0-") + len(last), len("step")) + 4
         room = width - self._gutter
-        threads = trace.threads or ("main",)
         comfort = min(_COMFORT, room * 2 // 3)
-        overlapping = (room - comfort) // max(len(threads) - 1, 1)
-        stride = max(1, min(room // len(threads), overlapping))
-        latest = room - comfort
-        self._stride: Final = stride
+        latest = room - comfort  # a column may start
+        stride = min(room // max(len(threads), 1), latest // max(len(threads) - 1, 1))
         self._room: Final = room
-        self._starts: Final = {t: min(i * stride, latest) for i, t in enumerate(threads)}
+        self._stride: Final = max(1, stride)
+        self._starts: Final = {t: min(i * self._stride, latest) for i, t in enumerate(threads)}
         self._text_width: Final = max(comfort, stride - 2)
         self._alive: Final[dict[str, None]] = {}
         self._function: Final[dict[str, str]] = {}
@@ -127,13 +138,21 @@ class _Table:
     def across(self, text: str, step: str = "") -> list[str]:
         """A text over all columns."""
         lines = wrap(text, self._room, indent="  ")
-        return [f"{s:>{self._gutter - 2}}  {line}" for s, line in zip_longest([step], lines, fillvalue="")]
+        return [
+            f"{shown:>{self._gutter - 2}}  {line}"
+            for shown, line in zip_longest([step], lines, fillvalue="")
+        ]
 
-    def follow(self, event: EventRecord) -> None:
-        """Take note of who has been started; of every event, shown or not."""
-        self._alive[event.thread] = None
-        if event.kind == "FORK":
-            self._alive[event.label] = None
+    def enter(self, event: EventRecord) -> None:
+        """Take note of who has been started, before the rows of an event, shown or not."""
+        if event.kind not in _ENGINE:
+            here = (event.thread, event.label) if event.kind == "FORK" else (event.thread,)
+            self._alive |= {thread: None for thread in here if thread in self._starts}
+
+    def leave(self, event: EventRecord) -> None:
+        """Take note of who has ended, after the rows of an event, shown or not."""
+        if event.kind == "EXIT":
+            self._alive.pop(event.thread, None)
 
     def rows(self, event: EventRecord) -> Iterator[str]:
         """The lines of one step."""
@@ -144,8 +163,6 @@ class _Table:
             yield from self._waiting(event)
         else:
             yield from self._row(event.thread, self._text(event), step)
-        if event.kind == "EXIT":
-            self._alive.pop(event.thread, None)
         for finding in self._trace.findings:
             if finding.step == event.step:
                 yield from self.across(plain(finding.title))
