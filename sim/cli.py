@@ -39,7 +39,7 @@ from sim.execution import DEFAULT_MAX_STEPS, Strategy
 from sim.explore import Budget, Explorer, Found, Result, check_determinism
 from sim.record import builder, ensure_out, header_of, program_of, record, trace_path
 from sim.report.columns import render_columns
-from sim.report.splat import render_splats
+from sim.report.splat import render_splat, render_splats
 from sim.run import HOSTS, Host
 from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
@@ -148,8 +148,11 @@ def explore(
         path = trace_path(program, finding.kind, finding.title, out)
         header = header_of(program, strategy, seed, found.number)
         trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
-        if not json_output:
-            typer.echo(render_splats(trace, key=finding.key))
+        shown = [r for r in trace.findings if (r.kind, r.title) == finding.key]
+        if not shown:
+            raise InternalError(f"{path}: the recorded run does not show {finding.title!r}")
+        if not json_output and finding.decides:
+            typer.echo(render_splat(shown[0]))
         return str(path)
 
     def progress(result: Result) -> None:

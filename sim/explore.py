@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, final
 
-from sim.detectors.lifetime import Prediction
+from sim.detectors import Prediction
 from sim.errors import NondeterminismError
 from sim.events import Finding
 from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, Execution, Strategy

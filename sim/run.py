@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
-from sim.detectors import StandardDetectors
-from sim.detectors.lifetime import Prediction
+from sim.detectors import Prediction, standard_detectors
 from sim.events import Event
 from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
 from sim.hosts import direct, trio_host
@@ -41,25 +40,25 @@ def build(
     stacks: bool = False,
     audit: bool = False,
     max_steps: int = DEFAULT_MAX_STEPS,
-) -> tuple[Execution, StandardDetectors]:
-    """An execution of `program` that has not begun, watched by all detectors.
+) -> tuple[Execution, list[Prediction]]:
+    """An execution of `program` that has not begun, and what will be predicted in it.
 
     stacks  keep call stacks of allocations, frees and accesses (for reports; slower)
     audit   refuse operations that are made but not awaited (slower)
     """
     memory = Memory(stacks=stacks)
     main = program.main(memory)
-    standard = StandardDetectors(memory)
+    predictions: list[Prediction] = []
     execution = Execution(
         main,
         memory,
         strategy,
-        [*standard.all, *program.machine.detectors()],
+        [*standard_detectors(memory, predictions), *program.machine.detectors()],
         observer=observer,
         max_steps=max_steps,
         audit=audit,
     )
-    return execution, standard
+    return execution, predictions
 
 
 def run_once(
@@ -73,11 +72,11 @@ def run_once(
     max_steps: int = DEFAULT_MAX_STEPS,
 ) -> Run:
     """Run `program` once, to its end.  Raises MisuseError and InternalError of the run."""
-    execution, standard = build(
+    execution, predictions = build(
         program, strategy, observer=observer, stacks=stacks, audit=audit, max_steps=max_steps
     )
     host(execution)
-    return Run(execution, tuple(standard.predictions))
+    return Run(execution, tuple(predictions))
 
 
 def fingerprint(event: Event) -> tuple[str, str, int, str]:

@@ -1,0 +1,1 @@
+"""Small programs without a kernel, for measuring the search and checking its counts."""
