@@ -147,7 +147,7 @@ class _Table:
         """Take note of who has been started, before the rows of an event, shown or not."""
         if event.kind not in _ENGINE:
             here = (event.thread, event.label) if event.kind == "FORK" else (event.thread,)
-            self._alive |= {thread: None for thread in here if thread in self._starts}
+            self._alive.update((thread, None) for thread in here if thread in self._starts)
 
     def leave(self, event: EventRecord) -> None:
         """Take note of who has ended, after the rows of an event, shown or not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from sim.trace.format import FindingRecord, Trace, plain
+from sim.trace.format import DetailRecord, FindingRecord, Trace, plain
 
 _RULE: Final = "=" * 66  # as long as KASAN's
 
@@ -16,21 +16,23 @@ def render_splats(trace: Trace) -> str:
 
 
 def render_splat(finding: FindingRecord) -> str:
-    """One finding: its title, where it was noticed, and the parts of its report."""
+    """One finding: its title, the parts of its report, and where in the run it was noticed."""
     return "\n".join([_RULE, *map(plain, _lines(finding)), _RULE])
 
 
 def _lines(finding: FindingRecord) -> Iterator[str]:
     yield finding.title
-    who = "thread" if len(finding.threads) == 1 else "threads"
-    yield f"at step {finding.step}, {who} {', '.join(finding.threads) or 'none'}"
-    if not finding.decides:
-        yield "allowed by design: does not decide the verdict"
-    for detail in finding.details:
-        yield ""
-        yield f"{detail.heading}:" if detail.lines else detail.heading
-        yield from (f" {line}" for line in detail.lines)
-    if not finding.details and finding.stack:
-        yield ""
-        yield "Call Trace:"
-        yield from (f" {frame}" for frame in finding.stack)
+    for number, detail in enumerate(finding.details or _trace_alone(finding)):
+        if number:
+            yield ""
+        yield detail.heading
+        yield from (line if line.startswith(" ") else f" {line}" for line in detail.lines)
+    yield ""
+    threads = "task" if len(finding.threads) == 1 else "tasks"
+    verdict = "" if finding.decides else " (does not decide the verdict)"
+    yield f"At step {finding.step}, {threads} {', '.join(finding.threads) or 'none'}{verdict}"
+
+
+def _trace_alone(finding: FindingRecord) -> tuple[DetailRecord, ...]:
+    """What the trace knows by itself about a finding without details."""
+    return (DetailRecord("Call Trace:", finding.stack),) if finding.stack else ()
