@@ -339,11 +339,14 @@ class Struct:
         return ""
 
     def pointers(self) -> Iterator[Struct]:
-        """Objects that this one's cells point to (weak cells excepted), in field order."""
+        """Objects that this one's cells (weak ones excepted) and constants point to."""
         weak = {vars(self)[name].addr for name, spec in self._specs.items() if spec.weak}
         for made in self._at.values():
             if made.addr not in weak:
                 yield from _structs(made.value)
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                yield from _structs(value)
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
@@ -363,9 +366,12 @@ class Struct:
 
 
 def _structs(value: object) -> Iterator[Struct]:
-    """The objects inside a cell's value: a pointer, or a tuple or mapping of pointers."""
+    """The objects inside a value: a pointer, or a tuple, list or mapping of pointers."""
     if isinstance(value, Struct):
         yield value
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
         for item in value:
+            yield from _structs(item)
+    elif isinstance(value, dict):
+        for item in value.values():
             yield from _structs(item)

@@ -15,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import click
 import typer
@@ -253,7 +253,7 @@ def show(
 ) -> None:
     """Show a trace, one column per thread, and its findings."""
     trace = read_trace(path, allow_partial=True)
-    since = "all" if setup else "threads"
+    since: Literal["all", "threads"] = "all" if setup else "threads"
     typer.echo(render_columns(trace, width=width or _width(), since=since))
     if trace.findings:
         typer.echo(render_splats(trace))

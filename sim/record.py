@@ -82,13 +82,14 @@ def trace_path(program: Program, kind: str, title: str, out: Path) -> Path:
 
 
 def ensure_out(out: Path) -> None:
-    """Make the directory for traces, with a .gitignore of its own if it is new."""
-    if not out.exists():
-        try:
-            out.mkdir(parents=True)
+    """Make the directory for traces; a new one, and a hidden one, gets its own .gitignore."""
+    try:
+        own = not out.exists() or out.name.startswith(".")
+        out.mkdir(parents=True, exist_ok=True)
+        if own and not (out / ".gitignore").exists():
             (out / ".gitignore").write_text("*\n")
-        except OSError as error:
-            raise UsageError(f"--out {out}: {error.strerror}") from None
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from None
 
 
 def program_of(trace: Trace) -> Program:

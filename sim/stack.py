@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from sim.events import Frame, Stack
+from sim.ops import Op
 from sim.threads import Thread
 
 
@@ -20,16 +21,21 @@ def unwind(thread: Thread) -> Stack:
     return tuple(frame for frame in frames if frame is not None)
 
 
-def function_of(thread: Thread) -> str:
-    """The innermost function of :func:`unwind`, the thread's name if there is none.
+def function_of(thread: Thread, op: Op[Any]) -> str:
+    """The innermost function of :func:`unwind` other than the operation itself.
 
-    Far cheaper than the whole stack: detectors ask for it at many steps.
+    A function of the operation's own name (``refcount_dec_and_test``) is what C would inline,
+    and its caller is meant.  Without any frame, the thread's name.  Far cheaper than the whole
+    stack: detectors ask for it at many steps.
     """
+    function = ""
     for coroutine in reversed(_awaiting(thread)):
         frame = _frame_of(coroutine)
         if frame is not None:
-            return frame.function
-    return thread.name
+            function = frame.function
+            if function != op.name:
+                break
+    return function or thread.name
 
 
 def _awaiting(thread: Thread) -> list[Any]:

@@ -138,7 +138,7 @@ class DataRace:
         mine.time = time
         mine.step = event.step
         mine.op = event.op
-        mine.function = function_of(thread)
+        mine.function = function_of(thread, event.op)
         if self._memory.stacks:
             mine.stack = unwind(thread)
         else:

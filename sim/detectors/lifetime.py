@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sim.cells import Struct
     from sim.memory import Memory
 
-USE_AFTER_FREE: Final = "use-after-free"
 INVALID_UNLOCK: Final = "invalid-unlock"
 
 
@@ -30,7 +29,7 @@ class Prediction:
     """An access that is not ordered before the free of its object.
 
     object_label     the object
-    kind             what the finding would be
+    kind             what the object is (its KIND)
     access_step      the step of the access; the victim has to be held back from there
     access_thread    the victim
     access_function  where it was, empty if stacks are not recorded
@@ -109,7 +108,7 @@ class Lifetime:
         access.time = self._order.time
         access.step = event.step
         if self._memory.stacks:
-            access.function = function_of(thread)
+            access.function = function_of(thread, event.op)
 
     def _freed(self, event: Event) -> None:
         freed: Struct = event.op.target
@@ -118,7 +117,7 @@ class Lifetime:
                 self.predictions.append(
                     Prediction(
                         freed.label,
-                        USE_AFTER_FREE,
+                        freed.KIND,
                         access.step,
                         access.thread,
                         access.function,
@@ -131,7 +130,7 @@ class Lifetime:
 
     def _finding(self, event: Event, fault: Fault) -> Finding:
         thread = event.thread
-        function = function_of(thread)
+        function = function_of(thread, event.op)
         if fault.kind == INVALID_UNLOCK:
             title = f"WARNING: bad unlock balance detected in {function}"
             first = f"{thread.name} releases a lock that it does not hold"

@@ -1,4 +1,4 @@
-"""How many increments survive when n threads each do `t = x; x = t + 1` k times?
+"""How many increments survive when n threads each do "t = x; x = t + 1" k times?
 
 Covers: READ_ONCE and WRITE_ONCE, lost updates.
 Scenario: n threads share one counter; each reads it and writes it back plus one, k times.
