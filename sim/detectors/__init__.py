@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sim.detectors.crash import Crash
 from sim.detectors.data_race import DataRace
 from sim.detectors.deadlock import Deadlock
 from sim.detectors.happens_before import HappensBefore
+from sim.detectors.leak import Leak
 from sim.detectors.lifetime import Lifetime, Prediction
+from sim.detectors.loop import Livelock
+from sim.detectors.refcount import Refcount
 from sim.events import Detector
 
 if TYPE_CHECKING:
@@ -27,4 +31,13 @@ def standard_detectors(
     predictions  a list that is filled with predicted uses after free (None: they are dropped)
     """
     order = HappensBefore()
-    return [order, Lifetime(order, memory, predictions), DataRace(order, memory), Deadlock()]
+    return [
+        order,
+        Lifetime(order, memory, predictions),
+        DataRace(order, memory),
+        Refcount(),
+        Crash(),
+        Deadlock(),
+        Leak(memory),
+        Livelock(memory),
+    ]

@@ -1,0 +1,93 @@
+"""Livelock: every thread that can go on does, and nothing ever changes.
+
+The criterion: for more than `limit` steps nobody has changed memory, a lock, a CPU, the time or
+the set of threads, nobody has made a choice, and since then every thread that is able to take a
+step has taken `limit` more.  Whatever such a thread reads is the same each time round, so it
+would have to count its own fruitless steps to come out by itself; that is the bound stated.
+A thread that the strategy has merely kept waiting does not count as spinning, so no unfair
+schedule is reported.
+
+Not seen: loops that write (two threads that back off for each other for ever), and loops that
+sleep; the step limit ends those executions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+from sim import ops
+from sim.detectors.describe import call_trace
+from sim.detectors.happens_before import wrote
+from sim.events import Event, Finding
+
+if TYPE_CHECKING:
+    from sim.memory import Memory
+    from sim.threads import Thread
+
+LIVELOCK: Final = "livelock"
+LIMIT: Final = 1000
+
+#: Kinds that leave no trace in the state that the others see, and those that may.
+_FRUITLESS: Final = frozenset(
+    {ops.LOAD, ops.WAIT, ops.FENCE, ops.CLOCK, ops.NOTE}
+    | {ops.SECTION_BEGIN, ops.SECTION_END, ops.GP_START, ops.GP_END}
+)
+_CONDITIONAL: Final = frozenset({ops.CMPXCHG, ops.RMW, ops.TRYLOCK})
+
+
+@final
+class Livelock:
+    """Reports once per execution that all threads that can go on are spinning.
+
+    limit  how many fruitless steps in a row every one of them has taken
+    """
+
+    kinds: frozenset[int] | None = None
+
+    def __init__(self, memory: Memory, limit: int = LIMIT) -> None:
+        self._memory: Final = memory
+        self._limit: Final = limit
+        self._changed = 0  # the step of the last change
+        self._threads: list[Thread] = []
+        self._spun: Final[dict[Thread, int]] = {}  # steps since `limit` steps after the change
+        self._reported = False
+
+    def observe(self, event: Event) -> Finding | None:
+        kind = event.op.kind
+        if kind in _FRUITLESS or (kind in _CONDITIONAL and not wrote(event)):
+            return self._spinning(event) if event.step - self._changed > self._limit else None
+        self._changed = event.step
+        if self._spun:
+            self._spun.clear()
+        if kind == ops.FORK:
+            self._threads = self._threads or [event.thread]  # the first to fork is main
+            self._threads.append(event.result)
+        return None
+
+    def _spinning(self, event: Event) -> Finding | None:
+        thread = event.thread
+        steps = self._spun[thread] = self._spun.get(thread, 0) + 1
+        if steps % self._limit or self._reported:
+            return None
+        threads = self._threads or [thread]
+        able = [t for t in threads if t is thread or self._able(t)]
+        if any(self._spun.get(t, 0) < self._limit for t in able):
+            return None
+        self._reported = True
+        names = tuple(sorted(t.name for t in able))
+        return Finding(
+            LIVELOCK,
+            f"INFO: livelock: {', '.join(names)} go on for ever and nothing changes",
+            names,
+            event.step,
+            tuple(call_trace(t) for t in able),
+        )
+
+    def _able(self, thread: Thread) -> bool:
+        """Whether a thread other than the running one could take its next step."""
+        if thread.ended or thread.pending is None:
+            return False
+        cpu = thread.cpu
+        if cpu is not None and cpu.holder is not None and cpu.holder is not thread:
+            return False
+        return not thread.guarded or self._memory.ready(thread, thread.pending)
