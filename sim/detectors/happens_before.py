@@ -55,16 +55,16 @@ class _Flavour:
 
     starts   what every grace period's start knew
     ends     per thread, what it knew at the last end of a section
-    awaited  sections that a grace period waits for, and what was known at their end
+    ended    per section that has ended, what was known then
     grace    per grace period, what its start knew and what had ended by then
     """
 
-    __slots__ = ("awaited", "ends", "grace", "starts")
+    __slots__ = ("ended", "ends", "grace", "starts")
 
     def __init__(self) -> None:
         self.starts: Clock | None = None
         self.ends: dict[int, Clock] = {}
-        self.awaited: dict[Any, Clock | None] = {}
+        self.ended: dict[Any, Clock] = {}
         self.grace: dict[Any, Clock] = {}
 
 
@@ -253,9 +253,7 @@ class HappensBefore:
 
     def _section_end(self, index: int, event: Event) -> None:
         flavour = self._flavour(event)
-        published = flavour.ends[index] = self._release(index)
-        if event.op.operand in flavour.awaited:
-            flavour.awaited[event.op.operand] = published
+        flavour.ended[event.op.operand] = flavour.ends[index] = self._release(index)
 
     def _gp_start(self, index: int, event: Event) -> None:
         flavour = self._flavour(event)
@@ -265,15 +263,13 @@ class HappensBefore:
         for end in flavour.ends.values():
             join(known, end)
         flavour.grace[event.result] = known
-        for section in event.result.waits_for:
-            flavour.awaited.setdefault(section, None)
 
     def _gp_end(self, index: int, event: Event) -> None:
         flavour = self._flavour(event)
         clock = self.clocks[index]
         join(clock, flavour.grace.get(event.op.operand))
         for section in event.op.operand.waits_for:
-            join(clock, flavour.awaited.get(section))
+            join(clock, flavour.ended.get(section))
 
 
 def wrote(event: Event) -> bool:
