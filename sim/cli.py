@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
-import click
 import typer
 
 from sim.console import (
@@ -227,12 +226,15 @@ def run(
 def replay(
     path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")],
     host: Annotated[str, typer.Option(help="direct or trio.", envvar="RCUSIM_HOST")] = "direct",
+    name: Annotated[
+        str, typer.Option("--workload", help="Replay against this one (default: the trace's).")
+    ] = "",
     json_output: Json = False,
 ) -> None:
     """Make the choices of a trace again; every step must be the same, byte for byte."""
     drive = _host(host)
     trace = read_trace(path, allow_partial=True)
-    divergence = replay_trace(trace, builder(program_of(trace)), drive)
+    divergence = replay_trace(trace, builder(program_of(trace, name)), drive)
     verdict = "diverged" if divergence else "agrees"
     if json_output:
         _print_json(replay_json(trace, divergence))
@@ -322,16 +324,17 @@ def main() -> NoReturn:
         code = left if isinstance(left, int) else EXIT_PROVED
     except typer.Exit as leave:
         code = leave.exit_code
-    except click.ClickException as error:
-        code = _fail(EXIT_USAGE, error.format_message())
     except (UsageError, MisuseError) as error:
         code = _fail(EXIT_USAGE, str(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail(EXIT_INCONCLUSIVE, "interrupted")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_INCONCLUSIVE
     except Exception as error:
+        wrong_usage = getattr(error, "format_message", None)  # typer's, whichever its version
+        if wrong_usage is not None:
+            sys.exit(_fail(EXIT_USAGE, wrong_usage()))
         if os.environ.get("RCUSIM_DEBUG"):
             traceback.print_exc()
         hint = "" if isinstance(error, InternalError) else "[rcusim internal bug] "

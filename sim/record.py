@@ -29,6 +29,7 @@ def header_of(program: Program, strategy: str, seed: int | None, execution: int)
     """The header of a run of `program`."""
     return Header(
         workload=program.workload.name,
+        source=program.workload.source,
         parameters=dict(program.params),
         environment=dict(program.machine.environment),
         strategy=strategy,
@@ -92,13 +93,16 @@ def ensure_out(out: Path) -> None:
         raise UsageError(f"--out {out}: {error.strerror}") from None
 
 
-def program_of(trace: Trace) -> Program:
+def program_of(trace: Trace, name: str = "") -> Program:
     """The program that a trace is of, on the model as it is now.
+
+    name  of the workload (default: what the trace says)
 
     Raises UsageError if its workload, a parameter or a fix does not exist (any more).
     """
     header = trace.header
     try:
-        return find(header.workload).restore(header.parameters, header.environment)
+        workload = find(name or header.source or header.workload)
+        return workload.restore(header.parameters, header.environment)
     except UsageError as error:
         raise UsageError(f"{trace.path}: {error}") from None

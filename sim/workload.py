@@ -172,7 +172,10 @@ class Program:
 
 @final
 class Workload:
-    """A question about the model, as a program that can be run under any choices."""
+    """A question about the model, as a program that can be run under any choices.
+
+    source  the file path or dotted name it was found by; empty if found by its own name
+    """
 
     def __init__(
         self, function: Callable[..., Body], model: Model, defaults: Mapping[str, Any]
@@ -181,6 +184,7 @@ class Workload:
         self.name: Final = function.__name__
         self.model: Final = model
         self.parameters: Final = _parameters(function)
+        self.source = ""
         self.doc: Final = inspect.getdoc(sys.modules[function.__module__]) or ""
         self._defaults: Final = dict(defaults)
 
@@ -294,6 +298,7 @@ def _only(module: ModuleType, name: str) -> Workload:
     found = _workloads(module)
     if len(found) != 1:
         raise UsageError(f"{name} has {len(found)} workloads: one file, one `@workload()`")
+    found[0].source = name
     return found[0]
 
 

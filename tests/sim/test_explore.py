@@ -1,0 +1,218 @@
+"""Verdicts are honest, budgets hold, predictions are pursued."""
+
+import pytest
+
+from sim.cells import Cell, Struct, cell
+from sim.errors import MisuseError, NondeterminismError
+from sim.explore import Budget, Explorer, Found, Result, check_determinism
+from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, outcome, store
+from sim.memory import Memory
+from sim.strategies.dfs import Dfs
+from sim.strategies.pct import Pct
+from sim.strategies.random_walk import RandomWalk
+from sim.threads import spawn
+from sim.workload import Program, Workload, find, workload
+
+
+class Shared(Struct):
+    """What the threads of these tests share."""
+
+    flag: Cell[int] = cell(0)
+    pointer: Cell[Struct | None] = cell(None)
+
+
+def explore(made: Workload, strategy: object = None, budget: Budget | None = None) -> Result:
+    program = made.prepare({})
+    explorer = Explorer(program, strategy or Dfs(), budget or Budget())  # type: ignore[arg-type]
+    return explorer.explore()
+
+
+@workload()
+async def lucky(memory: Memory) -> None:
+    """A use-after-free that only one of many interleavings shows."""
+    shared = memory.static(Shared)
+    victim = await alloc(Shared)
+
+    async def user() -> None:
+        await load(victim.flag)
+
+    async def owner() -> None:
+        for _ in range(20):
+            await READ_ONCE(shared.flag)
+        await free(victim)
+
+    threads = [await spawn(user, name="user"), await spawn(owner, name="owner")]
+    for thread in threads:
+        await join(thread)
+
+
+@workload()
+async def endless(memory: Memory) -> None:
+    shared = memory.static(Shared)
+    while True:
+        await READ_ONCE(shared.flag)
+
+
+@workload()
+async def quiet(memory: Memory) -> None:
+    shared = memory.static(Shared)
+
+    async def writer(value: int) -> None:
+        await WRITE_ONCE(shared.flag, value)
+
+    threads = [await spawn(writer, value, name=f"writer{value}") for value in (1, 2)]
+    for thread in threads:
+        await join(thread)
+    await outcome(await READ_ONCE(shared.flag))
+
+
+def test_a_complete_search_without_findings_is_a_proof() -> None:
+    result = explore(quiet)
+
+    assert result.verdict == "proved"
+    assert result.complete
+    assert set(result.outcomes) == {(1,), (2,)}
+
+
+def test_a_complete_bounded_search_is_no_proof() -> None:
+    result = explore(quiet, Dfs(bound=1))
+
+    assert result.complete
+    assert result.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("strategy", [RandomWalk(0), Pct(0)])
+def test_sampling_is_no_proof(strategy: object) -> None:
+    result = explore(quiet, strategy, Budget(executions=100))
+
+    assert result.verdict == "inconclusive"
+    assert result.executions == 100
+    assert "100 executions" in result.stopped
+
+
+def test_an_execution_cut_at_its_budget_of_steps_spoils_the_proof() -> None:
+    result = explore(endless, Dfs(), Budget(steps=50))
+
+    assert result.cut == 1
+    assert result.verdict == "inconclusive"
+
+
+def test_the_duration_is_checked_after_every_execution() -> None:
+    result = explore(quiet, RandomWalk(0), Budget(seconds=0.0))
+
+    assert result.executions == 1
+    assert result.verdict == "inconclusive"
+
+
+def test_a_predicted_use_after_free_is_searched_for_and_witnessed() -> None:
+    result = explore(lucky, RandomWalk(0), Budget(executions=1000))
+
+    assert [f.finding.kind for f in result.findings] == ["use-after-free"]
+    assert result.findings[0].directed
+    assert result.executions <= 3
+
+
+def test_a_prediction_that_cannot_be_witnessed_decides_nothing() -> None:
+    @workload()
+    async def ordered_by_the_scheduler(memory: Memory) -> None:
+        """The free waits for a relaxed flag: no synchronisation, but it never comes first."""
+        shared = memory.static(Shared)
+        victim = await alloc(Shared)
+
+        async def user() -> None:
+            await load(victim.flag)
+            await WRITE_ONCE(shared.flag, 1)
+
+        async def owner() -> None:
+            while not await READ_ONCE(shared.flag):
+                pass
+            await free(victim)
+
+        threads = [await spawn(user, name="user"), await spawn(owner, name="owner")]
+        for thread in threads:
+            await join(thread)
+
+    result = explore(ordered_by_the_scheduler, RandomWalk(1), Budget(executions=20, steps=200))
+
+    assert result.verdict == "inconclusive"
+    assert result.findings == []
+    assert result.predicted == ["use-after-free of a Shared by user, freed by owner"]
+
+
+def test_keep_going_counts_a_finding_once() -> None:
+    traces: list[Found] = []
+
+    def on_found(found: Found) -> str:
+        traces.append(found)
+        return "here"
+
+    explorer = Explorer(
+        lucky.prepare({}),
+        RandomWalk(0),
+        Budget(executions=200),
+        keep_going=True,
+        on_found=on_found,
+    )
+    result = explorer.explore()
+
+    assert result.executions >= 200
+    assert len(traces) == len(result.findings) == 1
+    assert result.findings[0].trace == "here"
+
+
+def test_what_changes_between_runs_is_named() -> None:
+    state = iter(range(100))
+
+    @workload()
+    async def moody(memory: Memory) -> None:
+        shared = memory.static(Shared)
+        await WRITE_ONCE(shared.flag, 7)
+        if next(state) % 2:
+            await READ_ONCE(shared.flag)
+        await WRITE_ONCE(shared.flag, 8)
+
+    with pytest.raises(NondeterminismError, match="at step 1 thread main did WRITE_ONCE"):
+        check_determinism(moody.prepare({}), RandomWalk(0), Budget())
+
+
+def test_a_forgotten_await_is_named_before_the_search_begins() -> None:
+    @workload()
+    async def forgetful(memory: Memory) -> None:
+        shared = memory.static(Shared)
+        store(shared.flag, 1)  # type: ignore[unused-awaitable]  # the mistake under test
+        await load(shared.flag)
+
+    with pytest.raises(MisuseError, match=r"write `await store\(...\)`"):
+        check_determinism(forgetful.prepare({}), RandomWalk(0), Budget())
+
+
+def test_values_are_choices_like_threads() -> None:
+    @workload()
+    async def dice(memory: Memory) -> None:
+        del memory
+        await outcome(await choose(6))
+
+    result = explore(dice)
+
+    assert result.verdict == "proved"
+    assert result.executions == 6
+    assert set(result.outcomes) == {(value,) for value in range(6)}
+
+
+def counter(n: int, k: int) -> Program:
+    return find("counter").prepare({"n": n, "k": k})
+
+
+def test_dfs_runs_every_interleaving_of_the_counter_once() -> None:
+    explorer = Explorer(counter(2, 2), Dfs(), Budget())
+    result = explorer.explore()
+
+    assert result.verdict == "proved"
+    assert set(result.outcomes) == {(2,), (3,), (4,)}
+
+
+def test_the_estimate_of_random_walks_is_near_the_number_of_interleavings() -> None:
+    exact = Explorer(counter(2, 2), Dfs(), Budget()).explore().executions
+    result = Explorer(counter(2, 2), RandomWalk(0), Budget(executions=4000)).explore()
+
+    assert result.estimate == pytest.approx(exact, rel=0.1)
