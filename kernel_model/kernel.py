@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast, f
 
 from kernel_model.fixes import DEFAULT_VERSION, Fix, describe
 from sim.cells import Struct
-from sim.errors import MisuseError
+from sim.errors import MisuseError, UsageError
 from sim.memory import Memory
 from sim.sections import Domain
 from sim.threads import Cpu
@@ -56,6 +56,8 @@ class Kernel:
         faults: frozenset[Fault] = frozenset(),
         config: frozenset[Config] = frozenset(),
     ) -> None:
+        if cpus < 1:
+            raise UsageError(f"cpus={cpus}: a kernel needs 1 or more CPUs")
         self.memory: Final = memory
         self.version: Final = version
         self.fixes: Final = fixes

@@ -80,10 +80,6 @@ class FileCache(Struct):
     def __init__(self) -> None:
         self.released: Final[list[File]] = []
 
-    def pointers(self) -> Iterator[Struct]:
-        """The files released."""
-        return iter(self.released)
-
 
 async def get_unused_fd_flags(kernel: Kernel, flags: int = 0) -> int:
     """Take the lowest number that is free; -EMFILE if there is none."""
@@ -124,7 +120,7 @@ async def fput(kernel: Kernel, file: File) -> None:
     if not await atomic64_dec_and_test(file.f_count):
         return
     ctx = context()
-    if ctx.kind == "task":
+    if ctx.kind == "task" and not ctx.bh_disabled:
         ctx.task_work.append(lambda: ____fput(kernel, file))
     else:
         await kthread(kernel, delayed_fput, kernel, file, kind="kworker")

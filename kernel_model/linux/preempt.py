@@ -9,7 +9,7 @@ Not modelled: interrupts and softirqs on the CPU that the regions keep out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, final
+from typing import final
 
 from kernel_model.linux.task import Guard, context
 from sim.ops import Op
@@ -19,12 +19,10 @@ from sim.ops import Op
 class preempt_disable(Guard):
     """No preemption."""
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """preempt_disable()."""
+    def enter(self) -> Iterator[Op[None]]:
         return preempt_off("preempt_disable")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """preempt_enable()."""
+    def leave(self) -> Iterator[Op[None]]:
         return preempt_on("preempt_enable")
 
 
@@ -32,12 +30,10 @@ class preempt_disable(Guard):
 class migrate_disable(Guard):
     """No migration, which in v5.10 is no preemption."""
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """migrate_disable()."""
+    def enter(self) -> Iterator[Op[None]]:
         return preempt_off("migrate_disable")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """migrate_enable()."""
+    def leave(self) -> Iterator[Op[None]]:
         return preempt_on("migrate_enable")
 
 
@@ -45,12 +41,10 @@ class migrate_disable(Guard):
 class local_irq_save(Guard):
     """No interrupts on this CPU."""
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """local_irq_save()."""
+    def enter(self) -> Iterator[Op[None]]:
         return irqs_off("local_irq_save")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """local_irq_restore()."""
+    def leave(self) -> Iterator[Op[None]]:
         return irqs_on("local_irq_restore")
 
 
@@ -58,51 +52,49 @@ class local_irq_save(Guard):
 class local_bh_disable(Guard):
     """No bottom halves on this CPU."""
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """local_bh_disable()."""
+    def enter(self) -> Iterator[Op[None]]:
         return bh_off("local_bh_disable")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """local_bh_enable()."""
+    def leave(self) -> Iterator[Op[None]]:
         return bh_on("local_bh_enable")
 
 
-def preempt_off(name: str) -> Iterator[Op[Any]]:
+def preempt_off(name: str) -> Iterator[Op[None]]:
     """The operations, called `name`, with which a region without preemption begins."""
     ctx = context()
     ctx.preempt_count += 1
     return ctx.settle(name)
 
 
-def preempt_on(name: str) -> Iterator[Op[Any]]:
+def preempt_on(name: str) -> Iterator[Op[None]]:
     """The operations, called `name`, with which a region without preemption ends."""
     ctx = context()
     ctx.preempt_count -= 1
     return ctx.settle(name)
 
 
-def irqs_off(name: str) -> Iterator[Op[Any]]:
+def irqs_off(name: str) -> Iterator[Op[None]]:
     """The operations, called `name`, with which a region without interrupts begins."""
     ctx = context()
     ctx.irqs_disabled += 1
     return ctx.settle(name)
 
 
-def irqs_on(name: str) -> Iterator[Op[Any]]:
+def irqs_on(name: str) -> Iterator[Op[None]]:
     """The operations, called `name`, with which a region without interrupts ends."""
     ctx = context()
     ctx.irqs_disabled -= 1
     return ctx.settle(name)
 
 
-def bh_off(name: str) -> Iterator[Op[Any]]:
+def bh_off(name: str) -> Iterator[Op[None]]:
     """The operations, called `name`, with which a region without bottom halves begins."""
     ctx = context()
     ctx.bh_disabled += 1
     return ctx.settle(name)
 
 
-def bh_on(name: str) -> Iterator[Op[Any]]:
+def bh_on(name: str) -> Iterator[Op[None]]:
     """The operations, called `name`, with which a region without bottom halves ends."""
     ctx = context()
     ctx.bh_disabled -= 1

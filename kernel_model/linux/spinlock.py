@@ -8,7 +8,7 @@ Not modelled: raw and ticket variants; queued fairness (any waiter may be next).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, final
+from typing import Final, final
 
 from kernel_model.linux.preempt import bh_off, bh_on, irqs_off, irqs_on, preempt_off, preempt_on
 from kernel_model.linux.task import Guard, context
@@ -25,12 +25,10 @@ class spin_lock(Guard):
     def __init__(self, place: Cell[Thread | None]) -> None:
         self._place: Final = place
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """spin_lock()."""
+    def enter(self) -> Iterator[Op[None]]:
         yield from _take(self._place, "spin_lock")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """spin_unlock()."""
+    def leave(self) -> Iterator[Op[None]]:
         yield from _drop(self._place, "spin_unlock")
 
 
@@ -41,13 +39,11 @@ class spin_lock_irqsave(Guard):
     def __init__(self, place: Cell[Thread | None]) -> None:
         self._place: Final = place
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """spin_lock_irqsave()."""
+    def enter(self) -> Iterator[Op[None]]:
         yield from irqs_off("spin_lock_irqsave")
         yield from _take(self._place, "spin_lock_irqsave")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """spin_unlock_irqrestore()."""
+    def leave(self) -> Iterator[Op[None]]:
         yield from _drop(self._place, "spin_unlock_irqrestore")
         yield from irqs_on("spin_unlock_irqrestore")
 
@@ -59,24 +55,22 @@ class spin_lock_bh(Guard):
     def __init__(self, place: Cell[Thread | None]) -> None:
         self._place: Final = place
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """spin_lock_bh()."""
+    def enter(self) -> Iterator[Op[None]]:
         yield from bh_off("spin_lock_bh")
         yield from _take(self._place, "spin_lock_bh")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """spin_unlock_bh()."""
+    def leave(self) -> Iterator[Op[None]]:
         yield from _drop(self._place, "spin_unlock_bh")
         yield from bh_on("spin_unlock_bh")
 
 
-def _take(place: Cell[Thread | None], name: str) -> Iterator[Op[Any]]:
+def _take(place: Cell[Thread | None], name: str) -> Iterator[Op[None]]:
     yield from preempt_off(name)
     yield lock(place, name)
     context().locks.append(place)
 
 
-def _drop(place: Cell[Thread | None], name: str) -> Iterator[Op[Any]]:
+def _drop(place: Cell[Thread | None], name: str) -> Iterator[Op[None]]:
     context().forget_lock(place)
     yield unlock(place, name)
     yield from preempt_on(name)

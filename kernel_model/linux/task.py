@@ -1,22 +1,25 @@
 """include/linux/sched.h and kernel/entry/common.c, v5.10: threads, and what each is doing.
 
 Every thread has a :class:`Context`: counters that only the thread itself changes.  What others
-can notice follows from them, and `Context.settle` is the one place that says how:
+can notice follows from them, and :meth:`Context.settle` is the one place that says how:
 
-    ============  ==============================  ===============================================
-                  without preemption              with preemption
-    ============  ==============================  ===============================================
-    holds the     in the kernel, not asleep       there, and preemption, interrupts or bottom
-    CPU                                           halves are off
-    is a reader   while it holds the CPU          while it holds the CPU or is inside
-    of rcu                                        rcu_read_lock()
-    is a reader   (that flavour is rcu)           in the kernel, not asleep (CONFIG_TASKS_RCU)
-    of rcu_tasks
-    ============  ==============================  ===============================================
+    ==================  ============================  ===========================================
+                        without preemption            with preemption
+    ==================  ============================  ===========================================
+    holds its CPU       in the kernel and not asleep  there, and preemption, interrupts or bottom
+                                                      halves are off
+    reader of rcu       while it holds the CPU        while it holds the CPU, or inside
+                                                      rcu_read_lock()
+    of rcu_tasks        (that flavour is rcu)         in the kernel and not asleep
+    of rcu_tasks_trace  inside rcu_read_lock_trace()  inside rcu_read_lock_trace()
+    ==================  ============================  ===========================================
+
+Sections of rcu_tasks cost steps that matter only if somebody waits for them, so that kernels
+have them only under CONFIG_TASKS_RCU (``Kernel.config``).
 
 Not modelled: migration (a task keeps its CPU); hard interrupts; kernel threads and softirqs
-share no CPU with tasks unless the kernel has only one; a woken task is a reader from its own
-next step on, not from the wake-up.
+share no CPU with tasks, unless the kernel has only one; a woken task is a reader from its own
+next step on, not from the wake-up; cond_resched() switches every time.
 """
 
 from __future__ import annotations
@@ -29,11 +32,31 @@ from sim.cells import Cell
 from sim.errors import MisuseError
 from sim.macros import cpu_hold, cpu_release, new_section, note, section_begin, section_end
 from sim.ops import Op
-from sim.sections import Section
+from sim.sections import Domain, Section
 from sim.threads import Body, Thread, current, spawn
 
 Kind = Literal["task", "kworker", "kthread", "softirq"]
 TaskWork = Callable[[], Coroutine[Op[Any], Any, None]]
+
+
+@final
+class _Reader:
+    """Whether the thread is a reader of a flavour: the section that is open, if any."""
+
+    __slots__ = ("domain", "section")
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain: Final = domain
+        self.section: Section | None = None
+
+    def settle(self, name: str, *, reads: bool) -> Iterator[Op[None]]:
+        """Begin or end the section, unless the state is the one wanted."""
+        if reads and self.section is None:
+            self.section = new_section()
+            yield section_begin(self.domain, self.section, name)
+        elif not reads and self.section is not None:
+            ended, self.section = self.section, None
+            yield section_end(self.domain, ended, name)
 
 
 @final
@@ -48,7 +71,6 @@ class Context:
     locks            locks held, in the order in which they were taken
     bpf_prog_active  depth of programs that must not be entered again
     tasks_reader     whether Tasks RCU waits for it
-    trace_section    the outermost reader of rcu_tasks_trace, while there is one
     task_work        what it does before it returns to user mode
     """
 
@@ -63,14 +85,14 @@ class Context:
         self.bh_disabled = 0
         self.rcu_nesting = 0
         self.trace_nesting = 0
-        self.locks: list[Cell[Thread | None]] = []
+        self.locks: Final[list[Cell[Thread | None]]] = []
         self.bpf_prog_active = 0
         self.tasks_reader = "TASKS_RCU" in kernel.config and kernel.preempt == "full"
-        self.task_work: list[TaskWork] = []
-        self.trace_section: Section | None = None
+        self.task_work: Final[list[TaskWork]] = []
         self._has_cpu = False
-        self._rcu: Section | None = None
-        self._tasks: Section | None = None
+        self._rcu: Final = _Reader(kernel.rcu)
+        self._tasks: Final = _Reader(kernel.rcu_tasks)
+        self._trace: Final = _Reader(kernel.rcu_tasks_trace)
 
     @property
     def user_mode(self) -> bool:
@@ -85,7 +107,7 @@ class Context:
     @property
     def sleep_is_noticed(self) -> bool:
         """Whether others can tell that it sleeps: they get the CPU, or a grace period ends."""
-        return self._has_cpu or self._rcu is not None or self._tasks is not None
+        return self._has_cpu or self._rcu.section is not None or self._tasks.section is not None
 
     def forget_lock(self, place: Cell[Thread | None]) -> None:
         """The thread is about to release a lock; unless it holds it, memory will complain."""
@@ -94,48 +116,39 @@ class Context:
                 del self.locks[at]
                 return
 
-    def settle(self, name: str) -> Iterator[Op[Any]]:
+    def settle(self, name: str) -> Iterator[Op[None]]:
         """The operations, called `name`, that make what others notice agree with the counters."""
-        kernel = self.kernel
+        preemptible = self.kernel.preempt == "full"
         running = self.in_kernel and not self.asleep
-        holds = running and (kernel.preempt == "none" or self.atomic)
-        reads = holds or (kernel.preempt == "full" and self.rcu_nesting > 0)
+        holds = running and (self.atomic or not preemptible)
+        shared = None if self.cpu is None else self.kernel.cpus[self.cpu]
         if holds and not self._has_cpu:
             self._has_cpu = True
-            if self.cpu is not None:
-                yield cpu_hold(kernel.cpus[self.cpu], name)
-        if running and self.tasks_reader and self._tasks is None:
-            self._tasks = new_section()
-            yield section_begin(kernel.rcu_tasks, self._tasks, name)
-        if reads and self._rcu is None:
-            self._rcu = new_section()
-            yield section_begin(kernel.rcu, self._rcu, name)
-        if not reads and self._rcu is not None:
-            ended, self._rcu = self._rcu, None
-            yield section_end(kernel.rcu, ended, name)
-        if not running and self._tasks is not None:
-            ended, self._tasks = self._tasks, None
-            yield section_end(kernel.rcu_tasks, ended, name)
-        if not holds and self._has_cpu:
+            if shared is not None:
+                yield cpu_hold(shared, name)
+        yield from self._tasks.settle(name, reads=running and self.tasks_reader)
+        yield from self._rcu.settle(name, reads=holds or (preemptible and self.rcu_nesting > 0))
+        yield from self._trace.settle(name, reads=self.trace_nesting > 0)
+        if self._has_cpu and not holds:
             self._has_cpu = False
-            if self.cpu is not None:
-                yield cpu_release(kernel.cpus[self.cpu], name)
+            if shared is not None:
+                yield cpu_release(shared, name)
 
 
 def context() -> Context:
-    """The context of the running thread.  MisuseError if it has never been in a kernel."""
+    """The context of the running thread, which must be in the kernel (else MisuseError)."""
     thread = current()
     found: Context | None = thread.context
-    if found is None:
+    if found is None or not found.in_kernel:
         raise MisuseError(
-            f"thread {thread.name} runs no kernel code yet: write `async with syscall(kernel):` "
-            "around it, or start the thread with `await task(kernel, function, ...)`"
+            f"thread {thread.name} runs kernel code in user mode: write `async with "
+            "syscall(kernel):` around it"
         )
     return found
 
 
 class Guard:
-    """Base of guards: `enter` and `leave` yield operations; a thread that dies leaves nothing."""
+    """Base of guards: `enter` and `leave` give operations; a thread that dies does not leave."""
 
     def enter(self) -> Iterator[Op[Any]]:
         """The operations done on the way in."""
@@ -166,17 +179,15 @@ class syscall(Guard):
         self._kernel: Final = kernel
         self._name: Final = name
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """Into the kernel."""
+    def enter(self) -> Iterator[Op[None]]:
         thread = current()
         if thread.context is None:
             thread.context = Context(self._kernel, "task", None)
-        if context().in_kernel:
+        if thread.context.in_kernel:
             raise MisuseError(f"{thread.name} is in the kernel: a syscall starts in user mode")
         return enter_kernel(self._name)
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """Back to user mode."""
+    def leave(self) -> Iterator[Op[None]]:
         return leave_kernel(self._name)
 
     async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
@@ -187,16 +198,18 @@ class syscall(Guard):
         await super().__aexit__(kind, error, traceback)
 
 
-def enter_kernel(name: str) -> Iterator[Op[Any]]:
+def enter_kernel(name: str) -> Iterator[Op[None]]:
     """The running thread, in user mode or idle so far, executes kernel code from now on."""
-    ctx = context()
+    ctx: Context = current().context
     ctx.in_kernel = True
-    yield from ctx.settle(name)
+    ctx.bh_disabled += ctx.kind == "softirq"
+    return ctx.settle(name)
 
 
-def leave_kernel(name: str) -> Iterator[Op[Any]]:
+def leave_kernel(name: str) -> Iterator[Op[None]]:
     """The running thread executes no more kernel code."""
     ctx = context()
+    ctx.bh_disabled -= ctx.kind == "softirq"
     ctx.in_kernel = False
     yield from ctx.settle(name)
     yield note("leave_kernel", name)
@@ -209,15 +222,13 @@ class sleeping(Guard):
     def __init__(self, name: str) -> None:
         self._name: Final = name
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """Give up the CPU: a quiescent state."""
+    def enter(self) -> Iterator[Op[None]]:
         ctx = context()
         yield note("schedule", self._name)
         ctx.asleep = True
         yield from ctx.settle(self._name)
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """Run again."""
+    def leave(self) -> Iterator[Op[None]]:
         ctx = context()
         ctx.asleep = False
         yield from ctx.settle(self._name)
@@ -235,11 +246,10 @@ def might_fault() -> Op[None]:
 
 async def cond_resched() -> None:
     """Let others run; without preemption a quiescent state."""
-    if context().kernel.preempt == "full":
-        await might_sleep()
-        return
-    async with sleeping("cond_resched"):
-        pass
+    await might_sleep()
+    if context().kernel.preempt == "none":
+        async with sleeping("cond_resched"):
+            pass
 
 
 def task(

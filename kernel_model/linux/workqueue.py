@@ -11,7 +11,7 @@ The cell says that the item is pending, or who ran it last; so an object that is
 item is pending is found out when a worker begins with it.
 
 Not modelled: the number of workers (each item that is queued gets one), delayed and ordered
-work, cancelling; after the function has returned nothing is touched.
+work, cancelling; that flushing an item that has run already needs no sleep.
 """
 
 from __future__ import annotations

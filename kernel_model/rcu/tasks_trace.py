@@ -13,7 +13,6 @@ from kernel_model.kernel import Kernel, kernel_function
 from kernel_model.linux.task import Guard, context
 from kernel_model.rcu.update import Flavour, __call_rcu, __wait_rcu_gp
 from sim.cells import Cell, Struct, cell
-from sim.macros import new_section, section_begin, section_end
 from sim.ops import Op
 from sim.sections import Domain, Section
 from sim.threads import Body
@@ -34,23 +33,15 @@ class RcuTasksTrace(Struct):
 class rcu_read_lock_trace(Guard):
     """A reader that may sleep."""
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """rcu_read_lock_trace()."""
+    def enter(self) -> Iterator[Op[None]]:
         ctx = context()
         ctx.trace_nesting += 1
-        if ctx.trace_nesting == 1:
-            ctx.trace_section = new_section()
-            domain = ctx.kernel.rcu_tasks_trace
-            yield section_begin(domain, ctx.trace_section, "rcu_read_lock_trace")
+        return ctx.settle("rcu_read_lock_trace")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """rcu_read_unlock_trace()."""
+    def leave(self) -> Iterator[Op[None]]:
         ctx = context()
         ctx.trace_nesting -= 1
-        ended = ctx.trace_section
-        if ctx.trace_nesting == 0 and ended is not None:
-            ctx.trace_section = None
-            yield section_end(ctx.kernel.rcu_tasks_trace, ended, "rcu_read_unlock_trace")
+        return ctx.settle("rcu_read_unlock_trace")
 
 
 def rcu_read_lock_trace_held() -> bool:

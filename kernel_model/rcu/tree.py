@@ -46,14 +46,12 @@ RCU: Final = Flavour("rcu", lambda kernel: (kernel.rcu,), _this_cpu, "softirq")
 class rcu_read_lock(Guard):
     """A reader."""
 
-    def enter(self) -> Iterator[Op[Any]]:
-        """rcu_read_lock()."""
+    def enter(self) -> Iterator[Op[None]]:
         ctx = context()
         ctx.rcu_nesting += 1
         return ctx.settle("rcu_read_lock")
 
-    def leave(self) -> Iterator[Op[Any]]:
-        """rcu_read_unlock()."""
+    def leave(self) -> Iterator[Op[None]]:
         ctx = context()
         ctx.rcu_nesting -= 1
         return ctx.settle("rcu_read_unlock")

@@ -20,7 +20,6 @@ from kernel_model.kernel import Kernel
 from kernel_model.linux.preempt import local_bh_disable
 from kernel_model.linux.task import (
     Kind,
-    context,
     enter_kernel,
     idle_thread,
     leave_kernel,
@@ -98,7 +97,7 @@ async def rcu_do_batch(
     call: tuple[Callable[..., Body], tuple[Any, ...]],
 ) -> None:
     """Wait for the grace period and the callbacks before this one, then call it."""
-    context().tasks_reader = False
+    current().context.tasks_reader = False
     for domain, grace_period in started:
         await gp_end(domain, grace_period, "rcu_do_batch")
     for op in enter_kernel("rcu_do_batch"):
