@@ -1,12 +1,16 @@
 """A trace as columns: one per thread, one row per step.
 
-      step  reader                             writer
+      step  reader                                writer
        0-3  4 steps before two threads could go on
-         4  READ_ONCE box.ptr = item  in get   |
-    *    5  |                                  kfree item  in put
-    !    6  load item.n = 7 !! use-after-free  in get
-            BUG: KASAN: use-after-free in get
-            end of the run (finding), 7 steps
+         4  READ_ONCE box.item = item  in box_get |
+         5  |                                     xchg box.item item -> NULL  in box_drop
+         6  |                                     choose = 0 of 3
+    *    7  |                                     kfree item
+         8  |                                     exit
+    !    9  load item.value = 7 !! use-after-free
+              in box_get
+            BUG: KASAN: use-after-free in box_get
+            end of the run (finding), 10 steps
 
 A row says what the thread did, to what, with which value; the function is said where it is not
 the one of the row above it.  ``!`` marks the step of a finding, ``*`` where the object that it is
@@ -32,6 +36,7 @@ Since = Literal["threads", "all"]
 MIN_WIDTH: Final = 40
 _COMFORT: Final = 44  # a row should have as much room, if need be by overlapping other columns
 _MAX_LINES: Final = 4  # of one row
+_TIE: Final = "\N{NO-BREAK SPACE}"  # between words that stay on one line
 _ENGINE: Final = ("QUIESCENT", "DEADLOCK")  # events of no thread
 
 
@@ -176,14 +181,14 @@ class _Table:
         for shown, line in zip_longest([step], lines, fillvalue=""):
             end = start + cell_len(line) + 1
             bars = self._bars(0, start), self._bars(end, self._room)
-            yield f"{shown:>{self._gutter - 2}}  {bars[0]}{line} {bars[1]}"
+            yield f"{shown:>{self._gutter - 2}}  {bars[0]}{line.replace(_TIE, ' ')} {bars[1]}"
 
     def _text(self, event: EventRecord) -> str:
         parts = [plain(event.op), plain(event.label), describe_effect(event)]
         function = event.function
         known = self._last == event.thread and self._function.get(event.thread) == function
         if function and not known:
-            parts.append(f" in {plain(function)}")
+            parts.append(f" in{_TIE}{plain(function)}")
         self._function[event.thread] = function
         self._last = event.thread
         return " ".join(part for part in parts if part)

@@ -19,7 +19,7 @@ class ShortNames:
     """
 
     def __init__(self, trace: Trace) -> None:
-        kinds = {label: label.rpartition(".")[0] for label in trace.state.objects}
+        kinds = {label: label.rpartition(".")[0] for label in trace.state.objects if "." in label}
         for event in trace.events:
             if event.kind == "ALLOC":
                 kinds[event.label] = event.label.partition("#")[0]

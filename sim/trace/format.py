@@ -34,6 +34,7 @@ Value = Any
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was run.  Everything from `digest` on is a hint for people, not a lock.
 
+    source       file or module that the workload was found by; empty: it was found by its name
     parameters   of the workload
     environment  what the workload says about its world: kernel version, fixes, preemption ...
     strategy     what made the choices; seed (None: it has none); execution: its number, from 1
@@ -43,6 +44,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: str = FORMAT
     version: int = VERSION
     workload: str
+    source: str = ""
     parameters: dict[str, Value] = {}
     environment: dict[str, str] = {}
     strategy: str = ""
@@ -257,7 +259,8 @@ def describe_effect(event: EventRecord) -> str:
     elif wrote is not UNSET:
         parts.append(f":= {describe_value(wrote)}")
     if event.operand is not UNSET:
-        parts.append(f"({describe_value(event.operand)})")
+        given = event.operand if isinstance(event.operand, list | tuple) else [event.operand]
+        parts.append(f"({', '.join(map(describe_value, given))})")
     if event.fault:
         parts.append(f"!! {plain(event.fault)}")
     return " ".join(parts)

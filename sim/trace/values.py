@@ -67,7 +67,7 @@ def _compound(value: Any, depth: int) -> Value:
     if isinstance(value, tuple | list):
         return [render(item, depth) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((render(item, depth) for item in value), key=str)
+        return sorted((render(item, depth) for item in value), key=repr)
     if isinstance(value, Mapping):
         return {str(render(key, 1)): render(item, depth) for key, item in value.items()}
     if isinstance(value, GracePeriod):

@@ -81,7 +81,7 @@ class TraceWriter:
         """Write the header and the initial state of `execution`, which has not begun."""
         self._execution = execution
         self._emit(self._header)
-        self._emit(State({made.label: cells_of(made) for made in execution.memory.roots}))
+        self._emit(State({render(made): cells_of(made) for made in execution.memory.roots}))
 
     def __call__(self, event: Event) -> None:
         """Write what happened."""
