@@ -25,6 +25,7 @@ EXIT = bpf.BPF_EXIT_INSN()
         ("r1 = -0x5", bpf.BPF_MOV64_IMM(1, -5)),
         ("w1 = 0xffffffff", bpf.BPF_MOV32_IMM(1, -1)),
         ("w0=-1", bpf.BPF_MOV32_IMM(0, -1)),
+        ("r1 = 0x7fffffff", bpf.BPF_MOV64_IMM(1, 2**31 - 1)),
         ("r2 = 010", bpf.BPF_MOV64_IMM(2, 10)),
         ("r1 s>>=3", bpf.BPF_ALU64_IMM(bpf.BPF_ARSH, 1, 3)),
         ("r1=-r1", bpf.BPF_ALU64_IMM(bpf.BPF_NEG, 1, 0)),
@@ -83,12 +84,12 @@ def test_labels_count_in_instructions_of_eight_bytes() -> None:
             if r1 > 3 goto out
             if w1 != 3 goto again
             goto out
-            r0 = 0
+            r1 = map[fd:3]       ; two
         out: exit
     """)
 
     jumps = {index: insn.off for index, insn in enumerate(program) if insn.off}
-    assert jumps == {2: 3, 3: -4, 4: 1}
+    assert jumps == {2: 4, 3: -4, 4: 2}
 
 
 def test_functions_are_called_by_label() -> None:
@@ -161,6 +162,7 @@ def test_a_jump_to_a_label_lands_on_it(targets: list[int]) -> None:
         ("r1 = be16 r2", "a byte swap works in place, but `r1` is not `r2`"),
         ("r1 = be24 r1", "expected"),
         ("r1 = 0xffffffff", "`r1 = 0xffffffff ll` loads it"),
+        ("r1 += 0x80000000", "0x80000000 does not fit in 32 bits signed"),
         ("r1 = 0x10000000000000000 ll", "does not fit in 64 bits"),
         ("w1 = 5 ll", "expected the end of the line, after `w1 = 5`"),
         ("r11 = 0", "a register (r0 to r10)"),
