@@ -74,6 +74,7 @@ class Execution:
     findings      what the detectors reported, in order
     outcomes      values of the `outcome` notes, as (thread, value), in order
     state         RUNNING, or how it ended
+    on_start      called when the main thread stands at its first operation, None: nothing is
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Execution:
         self.findings: Final[list[Finding]] = []
         self.outcomes: Final[list[tuple[str, Any]]] = []
         self.state = RUNNING
+        self.on_start: Callable[[], None] | None = None
         self.step = 0
         self._strategy: Final = strategy
         self._observer: Final = observer
@@ -116,6 +118,11 @@ class Execution:
         main = self.threads.start(self._main, None)
         self._alive.append(main)
         return main
+
+    def start(self) -> None:
+        """The main thread has been resumed once: what exists now is the initial state."""
+        if self.on_start is not None:
+            self.on_start()
 
     def advance(self) -> tuple[Thread, Thread | None] | None:
         """Perform the next operation.

@@ -11,6 +11,7 @@ def run(execution: Execution) -> None:
     advance = execution.advance
     try:
         resume(execution.boot())
+        execution.start()
         while (step := advance()) is not None:
             thread, forked = step
             if forked is not None:

@@ -103,6 +103,7 @@ async def _conduct(
     execution: Execution, resume: Callable[[Thread], Coroutine[object, object, None]]
 ) -> None:
     await resume(execution.boot())
+    execution.start()
     while (step := execution.advance()) is not None:
         thread, forked = step
         if forked is not None:

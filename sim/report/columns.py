@@ -51,7 +51,7 @@ def render_columns(trace: Trace, *, width: int = 100, since: Since = "threads") 
     if width < MIN_WIDTH:
         raise UsageError(f"{width} columns are too few to show a trace: at least {MIN_WIDTH}")
     folded = _setup(trace) if since == "threads" else 0
-    table = _Table(trace, width, _acting(trace.events[folded:]))
+    table = _Table(trace, width, _acting(trace, folded))
     lines = list(table.head())
     if folded:
         lines += table.across(f"{folded} steps before two threads could go on", f"0-{folded - 1}")
@@ -73,13 +73,13 @@ def _setup(trace: Trace) -> int:
     return first if first > 1 else 0
 
 
-def _acting(events: Sequence[EventRecord]) -> tuple[str, ...]:
-    """The threads that do something in `events`, or end stuck, in the order of appearance."""
-    names: dict[str, None] = {}
-    for event in events:
-        acting = event.kind not in _ENGINE
-        names |= dict.fromkeys([event.thread] if acting else [w.thread for w in event.waiting])
-    return tuple(names)
+def _acting(trace: Trace, folded: int) -> list[str]:
+    """The threads that do something after the folded steps, or end stuck, as they started."""
+    acting: dict[str, None] = {}
+    for event in trace.events[folded:]:
+        engine = event.kind in _ENGINE
+        acting |= dict.fromkeys([w.thread for w in event.waiting] if engine else [event.thread])
+    return sorted(acting, key=trace.threads.index)
 
 
 def _end(trace: Trace) -> str:

@@ -212,6 +212,7 @@ class Trace:
             names[event.thread] = None
             if event.kind == "FORK":
                 names[event.label] = None
+            names |= dict.fromkeys(wait.thread for wait in event.waiting)
         return tuple(names)
 
 

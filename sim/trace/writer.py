@@ -78,10 +78,10 @@ class TraceWriter:
         return self._watched
 
     def begin(self, execution: Execution) -> None:
-        """Write the header and the initial state of `execution`, which has not begun."""
+        """Write the header; the initial state of `execution` follows when it starts."""
         self._execution = execution
+        execution.on_start = self._start
         self._emit(self._header)
-        self._emit(State({render(made): cells_of(made) for made in execution.memory.roots}))
 
     def __call__(self, event: Event) -> None:
         """Write what happened."""
@@ -100,6 +100,10 @@ class TraceWriter:
         findings = zip(execution.findings, self._finding_stacks, strict=True)
         records = tuple(FindingRecord.of(finding, stack) for finding, stack in findings)
         self._emit(Verdict(execution.state, self._steps, records))
+
+    def _start(self) -> None:
+        roots = self._running().memory.roots
+        self._emit(State({render(made): cells_of(made) for made in roots}))
 
     def _running(self) -> Execution:
         if self._execution is None:
