@@ -79,6 +79,21 @@ MaxSteps = Annotated[
 Out = Annotated[
     Path, typer.Option(help="Directory that traces are written to.", envvar="RCUSIM_OUT")
 ]
+StrategyName = Annotated[
+    str, typer.Option("--strategy", help="random, pct or dfs.", envvar="RCUSIM_STRATEGY")
+]
+MaxExecutions = Annotated[
+    int | None, typer.Option(min=1, help="Budget.", envvar="RCUSIM_MAX_EXECUTIONS")
+]
+MaxDuration = Annotated[
+    float, typer.Option(min=0, help="Budget in seconds.", envvar="RCUSIM_MAX_DURATION")
+]
+Preemptions = Annotated[
+    int | None, typer.Option(min=0, help="Bound (dfs only).", envvar="RCUSIM_PREEMPTIONS")
+]
+Depth = Annotated[int, typer.Option(min=1, help="Bug depth (pct).", envvar="RCUSIM_DEPTH")]
+HostName = Annotated[str, typer.Option("--host", help="direct or trio.", envvar="RCUSIM_HOST")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Go on after a finding.")]
 
 
 @app.command("list")
@@ -108,27 +123,17 @@ def explore(
     kernel: Kernel = "",
     with_: With = None,
     without: Without = None,
-    strategy: Annotated[
-        str, typer.Option(help="random, pct or dfs.", envvar="RCUSIM_STRATEGY")
-    ] = "random",
+    strategy: StrategyName = "random",
     seed: Seed = 0,
-    max_executions: Annotated[
-        int | None, typer.Option(min=1, help="Budget.", envvar="RCUSIM_MAX_EXECUTIONS")
-    ] = None,
-    max_duration: Annotated[
-        float, typer.Option(min=0, help="Budget in seconds.", envvar="RCUSIM_MAX_DURATION")
-    ] = 60.0,
+    max_executions: MaxExecutions = None,
+    max_duration: MaxDuration = 60.0,
     max_steps: MaxSteps = DEFAULT_MAX_STEPS,
-    preemptions: Annotated[
-        int | None, typer.Option(min=0, help="Bound (dfs only).", envvar="RCUSIM_PREEMPTIONS")
-    ] = None,
-    depth: Annotated[int, typer.Option(min=1, help="Bug depth (pct).", envvar="RCUSIM_DEPTH")] = 3,
+    preemptions: Preemptions = None,
+    depth: Depth = 3,
     param: Params = None,
-    host: Annotated[str, typer.Option(help="direct or trio.", envvar="RCUSIM_HOST")] = "direct",
+    host: HostName = "direct",
     out: Out = DEFAULT_OUT,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on after a finding.")
-    ] = False,
+    keep_going: KeepGoing = False,
     json_output: Json = False,
 ) -> None:
     """Run a workload under many interleavings; report races and write their traces."""
@@ -154,30 +159,30 @@ def explore(
             typer.echo(render_splat(shown[0]))
         return str(path)
 
-    def progress(result: Result) -> None:
-        _watch()
-        line.show(result)
-
-    with ProgressLine(enabled=not json_output) as line:
-        explorer = Explorer(
-            program,
-            chosen,
-            budget,
-            host=drive,
-            keep_going=keep_going,
-            on_found=on_found,
-            progress=progress,
-        )
-        try:
-            result = explorer.explore()
-        except KeyboardInterrupt:
-            result = explorer.interrupted()
+    explorer = Explorer(
+        program, chosen, budget, host=drive, keep_going=keep_going, on_found=on_found
+    )
+    result = _explore(explorer, quiet=json_output)
     if json_output:
         options = {"strategy": strategy, "seed": seed, "max_duration_s": max_duration}
         _print_json(result_json(program, options, result))
     else:
         typer.echo("\n".join(summary(program, result)))
     raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _explore(explorer: Explorer, *, quiet: bool) -> Result:
+    """Run `explorer` under a progress line; Ctrl-C ends it with what was done."""
+    with ProgressLine(enabled=not quiet) as line:
+
+        def progress(result: Result) -> None:
+            _watch()
+            line.show(result)
+
+        try:
+            return explorer.explore(progress)
+        except KeyboardInterrupt:
+            return explorer.interrupted()
 
 
 @app.command()
@@ -193,7 +198,7 @@ def run(
     ] = None,
     max_steps: MaxSteps = DEFAULT_MAX_STEPS,
     param: Params = None,
-    host: Annotated[str, typer.Option(help="direct or trio.", envvar="RCUSIM_HOST")] = "trio",
+    host: HostName = "trio",
     out: Out = DEFAULT_OUT,
     json_output: Json = False,
 ) -> None:
@@ -225,7 +230,7 @@ def run(
 @app.command()
 def replay(
     path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")],
-    host: Annotated[str, typer.Option(help="direct or trio.", envvar="RCUSIM_HOST")] = "direct",
+    host: HostName = "direct",
     name: Annotated[
         str, typer.Option("--workload", help="Replay against this one (default: the trace's).")
     ] = "",

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol, final
+from typing import Any, Final, Literal, final
 
 from sim.detectors import Prediction
 from sim.errors import NondeterminismError
@@ -92,14 +92,6 @@ class Result:
         return "inconclusive"
 
 
-class Progress(Protocol):
-    """Told after each execution how far the exploration is."""
-
-    def __call__(self, result: Result) -> None:
-        """Show `result` as it stands."""
-        ...
-
-
 def check_determinism(program: Program, strategy: Strategy, budget: Budget) -> None:
     """Run the strategy's first execution twice; its steps must be the same.
 
@@ -152,7 +144,6 @@ class Explorer:
         host: Host = direct.run,
         keep_going: bool = False,
         on_found: Callable[[Found], str] | None = None,
-        progress: Progress | None = None,
     ) -> None:
         self.result: Final = Result(bound=getattr(strategy, "bound", None))
         self._program: Final = program
@@ -161,14 +152,15 @@ class Explorer:
         self._host: Final = host
         self._keep_going: Final = keep_going
         self._on_found: Final = on_found
-        self._progress: Final = progress
+        self._progress: Callable[[Result], None] | None = None
         self._seen: Final[set[tuple[str, str]]] = set()
         self._tried: Final[Counter[tuple[str, str, str]]] = Counter()
         self._witnessed: Final[set[tuple[str, str, str]]] = set()
         self._started = 0.0
 
-    def explore(self) -> Result:
-        """Run until done; the result is also in `self.result` if interrupted."""
+    def explore(self, progress: Callable[[Result], None] | None = None) -> Result:
+        """Run until done; `progress` is called after every execution."""
+        self._progress = progress
         self._started = time.monotonic()
         result = self.result
         while not result.stopped:
