@@ -140,7 +140,7 @@ def u32(key: bytes) -> int:
 # -- creation and end ----------------------------------------------------------------------------
 
 
-def array_map_alloc_check(attr: MapCreateAttr) -> int:
+def array_map_alloc_check(kernel: Kernel, attr: MapCreateAttr) -> int:
     percpu = attr.map_type == BPF_MAP_TYPE_PERCPU_ARRAY
     if (
         attr.max_entries == 0

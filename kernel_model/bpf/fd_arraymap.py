@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from kernel_model.linux.file import File
 
 
-def fd_array_map_alloc_check(attr: MapCreateAttr) -> int:
+def fd_array_map_alloc_check(kernel: Kernel, attr: MapCreateAttr) -> int:
     if attr.value_size != 4:
         return -EINVAL
     if attr.map_flags & (BPF_F_RDONLY_PROG | BPF_F_WRONLY_PROG):
         return -EINVAL
-    return array_map_alloc_check(attr)
+    return array_map_alloc_check(kernel, attr)
 
 
 @kernel_function

@@ -71,7 +71,7 @@ class MapOps(Generic[M]):
     """
 
     map_type: int
-    map_alloc_check: Callable[[MapCreateAttr], int]
+    map_alloc_check: Callable[[Kernel, MapCreateAttr], int]
     map_alloc: Callable[[Kernel, MapCreateAttr], Awaitable[M | int]]
     map_free: Callable[[Kernel, M], Awaitable[None]]
     map_get_next_key: Callable[[Kernel, M, bytes | None], Awaitable[bytes | int]]
