@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kernel_model.bpf.capability import Credentials
+from kernel_model.bpf.map_refs import MapIds
+from kernel_model.bpf.syscall import Sysctls
 from kernel_model.fixes import DEFAULT_VERSION, Fix, fixes_of
 from kernel_model.kernel import Kernel
 from kernel_model.linux.file import FdTable, FileCache
@@ -31,6 +34,6 @@ def boot(
     for flavour in (RCU, TASKS, TRACE):
         flavour.callbacks(kernel)
     kernel.percpu(RcuData)
-    for subsystem in (RcuTasks, RcuTasksTrace, FdTable, FileCache):
+    for subsystem in (RcuTasks, RcuTasksTrace, FdTable, FileCache, Credentials, MapIds, Sysctls):
         kernel.subsystem(subsystem)
     return kernel
