@@ -1,21 +1,346 @@
-"""kernel/bpf/syscall.c, include/linux/bpf.h (v5.10): programs
+"""kernel/bpf/syscall.c, kernel/bpf/core.c (v5.10): programs: loading, references, their end
 
-Not modelled: nothing yet.
+A program holds a reference to each of its maps until it is freed, which is after a grace period:
+one of RCU, or of Tasks Trace RCU if it may sleep.
+
+Not modelled: kallsyms, BTF, licences, statistics, limits on locked memory, look-up by id, binding
+more maps, failing allocations other than of the program itself; functions of a program are no
+programs of their own.
 """
 
 from __future__ import annotations
 
-from typing import Final, final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, final
 
-from kernel_model.bpf.core import BpfText
+from kernel_model.bpf.anon_inodes import anon_inode_getfd
+from kernel_model.bpf.arraymap import BpfArray
+from kernel_model.bpf.attr import BPF_PROG_LOAD
+from kernel_model.bpf.capability import bpf_capable
+from kernel_model.bpf.core import BpfCall, BpfText, bpf_prog_select_runtime
+from kernel_model.bpf.disasm import listing
+from kernel_model.bpf.fixup import FIRST_KERNEL_CALL
+from kernel_model.bpf.helpers import HELPERS, KERNEL_CALLS, MAP_OPS
+from kernel_model.bpf.insn import BPF_MAXINSNS, BPF_PSEUDO_MAP_VALUE, is_ld_imm64
+from kernel_model.bpf.map import BpfMap
+from kernel_model.bpf.map_create import bpf_obj_name_cpy
+from kernel_model.bpf.map_refs import Idr, bpf_map_put
+from kernel_model.bpf.prog_attr import (
+    BPF_COMPLEXITY_LIMIT_INSNS,
+    BPF_F_ANY_ALIGNMENT,
+    BPF_F_SLEEPABLE,
+    BPF_F_STRICT_ALIGNMENT,
+    BPF_F_TEST_RND_HI32,
+    BPF_F_TEST_STATE_FREQ,
+    BPF_PROG_TYPE_LSM,
+    BPF_PROG_TYPE_SK_LOOKUP,
+    BPF_PROG_TYPE_SOCKET_FILTER,
+    BPF_PROG_TYPE_TRACING,
+    ProgLoadAttr,
+)
+from kernel_model.bpf.prog_types import PROG_TYPES
+from kernel_model.bpf.syscall import bpf_command, sys_bpf
+from kernel_model.bpf.uaccess import copy_from_user
+from kernel_model.bpf.verifier import Checked, bpf_check
+from kernel_model.bpf.verifier_state import ProgFacts
+from kernel_model.fixes import Fix
+from kernel_model.kernel import kernel_function
+from kernel_model.linux.errno import E2BIG, EBADF, EFAULT, EINVAL, ENOMEM, EPERM
+from kernel_model.linux.file import File, FileOperations, fdget, fput
+from kernel_model.linux.refcount import atomic64_dec_and_test, atomic64_inc
+from kernel_model.linux.slab import kfree, kzalloc
+from kernel_model.linux.spinlock import spin_lock_bh
+from kernel_model.linux.task import syscall
+from kernel_model.linux.workqueue import Work, WorkData, schedule_work
+from kernel_model.rcu.tasks_trace import call_rcu_tasks_trace
+from kernel_model.rcu.tree import call_rcu
 from sim.cells import Cell, Struct, cell
+from sim.errors import MisuseError
+from sim.macros import load, store
+from sim.threads import Thread
+
+if TYPE_CHECKING:
+    from kernel_model.bpf.insn import Insn
+    from kernel_model.kernel import Kernel
+
+
+@final
+class BpfProgAux(Struct):
+    """`struct bpf_prog_aux`: what is shared by all copies of a program.
+
+    refcnt     descriptors, and where the program is attached
+    id         0 once the last reference is gone
+    used_maps  the maps of the program, a reference to each
+    work       frees the program
+    """
+
+    KIND = "bpf_prog_aux"
+
+    refcnt: Cell[int] = cell(1)
+    id: Cell[int] = cell(0, size=4)
+    used_maps: Cell[tuple[BpfMap, ...]] = cell(())
+    work: Cell[WorkData] = cell(None)
+
+    def __init__(self, name: str, attach_func_name: str, *, sleepable: bool) -> None:
+        self.name: Final = name
+        self.attach_func_name: Final = attach_func_name
+        self.sleepable: Final = sleepable
 
 
 @final
 class BpfProg(Struct):
-    """`struct bpf_prog`."""
+    """`struct bpf_prog`.
+
+    insnsi  stands for its text, which programs that slept fetch
+    text    what runs; set before others see the program
+    """
 
     KIND = "bpf_prog"
 
-    def __init__(self, text: BpfText) -> None:
-        self.text: Final = text
+    insnsi: Cell[int] = cell(0)
+    text: BpfText
+
+    def __init__(self, aux: BpfProgAux, type: int, expected_attach_type: int = 0) -> None:
+        self.aux: Final = aux
+        self.type: Final = type
+        self.expected_attach_type: Final = expected_attach_type
+
+    def pointers(self) -> Iterator[Struct]:
+        """Its other half."""
+        yield self.aux
+
+    @property
+    def facts(self) -> ProgFacts:
+        """What the verifier asks about it."""
+        aux = self.aux
+        return ProgFacts(self.type, self.expected_attach_type, aux.attach_func_name, aux.sleepable)
+
+    def listing(self) -> str:
+        """The rewritten program as ``bpftool prog dump xlated`` shows it."""
+        maps = self.aux.used_maps.value  # for who looks at a run; no step of it
+        text = listing(self.text.insns, lambda index: f"id:{maps[index].id.value}")
+        for imm, call in self.text.calls.items():
+            text = text.replace(f"call unknown#{imm}\n", f"call {call.name}#{imm}\n")
+        return text
+
+
+@final
+class ProgIds(Struct):
+    """`prog_idr`, which keeps no program alive, and its lock."""
+
+    KIND = "prog_idr"
+
+    prog_idr: Cell[Idr] = cell(Idr(), weak=True)
+    prog_idr_lock: Cell[Thread | None] = cell(None)
+
+
+async def bpf_prog_alloc_id(kernel: Kernel, prog: BpfProg) -> None:
+    ids = kernel.subsystem(ProgIds)
+    async with spin_lock_bh(ids.prog_idr_lock):
+        idr = await load(ids.prog_idr)
+        await store(ids.prog_idr, idr.alloc_cyclic(prog))
+        await store(prog.aux.id, idr.following)
+
+
+async def bpf_prog_free_id(kernel: Kernel, prog: BpfProg) -> None:
+    ids = kernel.subsystem(ProgIds)
+    id = await load(prog.aux.id)
+    if not id:
+        return
+    async with spin_lock_bh(ids.prog_idr_lock):
+        idr = await load(ids.prog_idr)
+        await store(ids.prog_idr, idr.remove(id))
+        await store(prog.aux.id, 0)
+
+
+# -- references ----------------------------------------------------------------------------------
+
+
+async def bpf_prog_inc(prog: BpfProg) -> None:
+    await atomic64_inc(prog.aux.refcnt)
+
+
+@kernel_function
+async def bpf_prog_put(kernel: Kernel, prog: BpfProg) -> None:
+    if await atomic64_dec_and_test(prog.aux.refcnt):
+        await bpf_prog_free_id(kernel, prog)
+        await __bpf_prog_put_noref(kernel, prog, True)
+
+
+@kernel_function
+async def __bpf_prog_put_noref(kernel: Kernel, prog: BpfProg, deferred: bool) -> None:
+    if not deferred:
+        await __bpf_prog_put_rcu(kernel, prog)
+    elif prog.aux.sleepable:
+        await call_rcu_tasks_trace(kernel, __bpf_prog_put_rcu, kernel, prog)
+    else:
+        await call_rcu(kernel, __bpf_prog_put_rcu, kernel, prog)
+
+
+@kernel_function
+async def __bpf_prog_put_rcu(kernel: Kernel, prog: BpfProg) -> None:
+    await schedule_work(kernel, Work(prog.aux.work, bpf_prog_free_deferred, prog))
+
+
+@kernel_function
+async def bpf_prog_free_deferred(kernel: Kernel, prog: BpfProg) -> None:
+    """A worker's part: nothing runs the program any more."""
+    for map in await load(prog.aux.used_maps):
+        await bpf_map_put(kernel, map)
+    await kfree(kernel, prog.aux)
+    await kfree(kernel, prog, "vfree")
+
+
+async def bpf_prog_release(kernel: Kernel, filp: File) -> None:
+    prog = filp.private_data
+    assert isinstance(prog, BpfProg)
+    await bpf_prog_put(kernel, prog)
+
+
+bpf_prog_fops: Final = FileOperations("bpf-prog", bpf_prog_release)
+
+
+async def bpf_prog_get(kernel: Kernel, ufd: int) -> BpfProg | int:
+    """A new reference to the program of a descriptor, or -errno."""
+    file = await fdget(kernel, ufd)
+    if file is None:
+        return -EBADF
+    prog = file.private_data if file.f_op is bpf_prog_fops else None
+    if isinstance(prog, BpfProg):
+        await bpf_prog_inc(prog)
+    await fput(kernel, file)
+    return prog if isinstance(prog, BpfProg) else -EINVAL
+
+
+# -- BPF_PROG_LOAD -------------------------------------------------------------------------------
+
+
+@kernel_function
+async def bpf_prog_load(kernel: Kernel, attr: ProgLoadAttr) -> int:
+    error = await _check_attr(kernel, attr)
+    if error:
+        return error
+    prog = await bpf_prog_alloc(kernel, attr)
+    if prog is None:
+        return -ENOMEM
+    error = await _copy_and_name(kernel, attr)
+    if error:
+        await __bpf_prog_put_noref(kernel, prog, False)
+        return error
+    checked = await bpf_check(kernel, prog.facts, attr.insns or ())
+    if attr.log_buf is not None:
+        attr.log_buf.extend(checked.verdict.log.encode())
+    if checked.verdict.errno:
+        await __bpf_prog_put_noref(kernel, prog, False)
+        return -checked.verdict.errno
+    prog.text = _text(prog.aux.name, checked)
+    await store(prog.aux.used_maps, checked.used_maps)
+    await bpf_prog_alloc_id(kernel, prog)
+    fd = await anon_inode_getfd(kernel, bpf_prog_fops, prog)
+    if fd < 0:
+        await bpf_prog_put(kernel, prog)
+    return fd
+
+
+async def _check_attr(kernel: Kernel, attr: ProgLoadAttr) -> int:
+    """What can be refused before there is a program: 0 or -errno."""
+    flags = (
+        BPF_F_STRICT_ALIGNMENT
+        | BPF_F_ANY_ALIGNMENT
+        | BPF_F_TEST_STATE_FREQ
+        | BPF_F_TEST_RND_HI32
+        | (BPF_F_SLEEPABLE if kernel.has(Fix.SLEEPABLE) else 0)
+    )
+    if attr.unused_tail or attr.prog_flags & ~flags:
+        return -EINVAL
+    license = None if attr.license is None else attr.license.encode()
+    if isinstance(await copy_from_user(kernel, license, 0), int):
+        return -EFAULT
+    limit = BPF_COMPLEXITY_LIMIT_INSNS if bpf_capable(kernel) else BPF_MAXINSNS
+    if not 0 < _insn_cnt(attr) <= limit:
+        return -E2BIG
+    if attr.prog_type != BPF_PROG_TYPE_SOCKET_FILTER and not bpf_capable(kernel):
+        return -EPERM
+    if attr.attach_to and attr.prog_type not in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM):
+        return -EINVAL
+    return 0
+
+
+async def bpf_prog_alloc(kernel: Kernel, attr: ProgLoadAttr) -> BpfProg | None:
+    sleepable = bool(attr.prog_flags & BPF_F_SLEEPABLE)
+    aux = await kzalloc(
+        kernel, BpfProgAux, attr.prog_name, attr.attach_to, sleepable=sleepable, gfp="GFP_USER"
+    )
+    if aux is None:
+        return None
+    prog = await kzalloc(kernel, BpfProg, aux, attr.prog_type, attr.expected_attach_type)
+    if prog is None:
+        await kfree(kernel, aux)
+    return prog
+
+
+async def _copy_and_name(kernel: Kernel, attr: ProgLoadAttr) -> int:
+    """What can be refused before the program is looked at: 0 or -errno."""
+    given = None if attr.insns is None else bytes(8 * len(attr.insns))
+    if isinstance(await copy_from_user(kernel, given, 8 * _insn_cnt(attr)), int):
+        return -EFAULT
+    if not 0 < attr.prog_type <= BPF_PROG_TYPE_SK_LOOKUP:
+        return -EINVAL
+    if attr.prog_type not in PROG_TYPES:
+        raise MisuseError(f"programs of type {attr.prog_type} are not modelled")
+    return bpf_obj_name_cpy(attr.prog_name)
+
+
+def _insn_cnt(attr: ProgLoadAttr) -> int:
+    return len(attr.insns or ()) if attr.insn_cnt is None else attr.insn_cnt
+
+
+def _text(name: str, checked: Checked) -> BpfText:
+    """What runs: the rewritten program with its calls and addresses resolved."""
+    insns = checked.verdict.insns
+    calls = {number: proto.call for number, proto in HELPERS.items()} | KERNEL_CALLS
+    for imm, (symbol, helper) in enumerate(checked.verdict.calls, start=FIRST_KERNEL_CALL):
+        calls[imm] = BpfCall(symbol, HELPERS[helper].call.nargs, MAP_OPS[helper])
+    addresses: dict[int, int] = {}
+    for index, insn in enumerate(insns):
+        if is_ld_imm64(insn) and insn.src:
+            map = checked.used_maps[insn.imm]
+            addresses[index] = map.addr
+            if insn.src == BPF_PSEUDO_MAP_VALUE:
+                assert isinstance(map, BpfArray)  # check_direct_value() saw to it
+                addresses[index] = map.value.addr + insns[index + 1].imm
+    return bpf_prog_select_runtime(name, insns, calls, addresses)
+
+
+bpf_command(BPF_PROG_LOAD, ProgLoadAttr, bpf_prog_load)
+
+# -- user space ----------------------------------------------------------------------------------
+
+
+async def bpf_load_program(
+    kernel: Kernel,
+    prog_type: int,
+    insns: tuple[Insn, ...],
+    *,
+    name: str = "",
+    flags: int = 0,
+    expected_attach_type: int = 0,
+    attach_to: str = "",
+    log_buf: bytearray | None = None,
+) -> int:
+    """Load a program from user mode, as libbpf does: a descriptor or -errno.
+
+    attach_to  the kernel function that a TRACING or LSM program is for
+    log_buf    gets what the verifier has to say: the reason of a refusal
+    """
+    attr = ProgLoadAttr(
+        prog_type=prog_type,
+        insns=insns,
+        prog_name=name,
+        prog_flags=flags,
+        expected_attach_type=expected_attach_type,
+        attach_to=attach_to,
+        log_buf=log_buf,
+    )
+    async with syscall(kernel, "bpf"):
+        return await sys_bpf(kernel, BPF_PROG_LOAD, attr)

@@ -178,6 +178,12 @@ def is_kernel_call(insn: Insn) -> bool:
     return insn.code == BPF_JMP | BPF_CALL and insn.src != BPF_PSEUDO_CALL
 
 
+def is_jump(insn: Insn) -> bool:
+    """Does this go elsewhere than to the next instruction, always or sometimes?"""
+    kind = BPF_CLASS(insn.code) in (BPF_JMP, BPF_JMP32)
+    return kind and BPF_OP(insn.code) not in (BPF_CALL, BPF_EXIT)
+
+
 def registers_read(insn: Insn) -> Iterator[int]:
     """The registers whose value an instruction uses, apart from the arguments of a call."""
     kind = BPF_CLASS(insn.code)
@@ -212,7 +218,7 @@ class _Function:
         self.targets = {
             i + insns[i].off + 1
             for i in range(start, end)
-            if _is_jump(insns[i]) and i not in self.second_halves
+            if is_jump(insns[i]) and i not in self.second_halves
         }
 
     def source(self) -> tuple[str, tuple[int, ...]]:
@@ -249,7 +255,7 @@ class _Function:
             if new_block or targeted:
                 self.line(3, f"if pc <= {index}:")
             self.insn(self.insns[index])
-            new_block = _is_jump(self.insns[index]) or index in self.second_halves
+            new_block = is_jump(self.insns[index]) or index in self.second_halves
         self.line(3, "if True:")
         self.fail("runs on past the last instruction")
 
@@ -369,9 +375,3 @@ class _Function:
             visible = f"await store_at({place}, {value} & {mask})"
         self.emit(f"a = {address}", f"if low <= a < high: {private}")
         self.emit(f"else: modelled_frame.at = {self.here}; {visible}")
-
-
-def _is_jump(insn: Insn) -> bool:
-    """Does control go elsewhere than to the next instruction, always or sometimes?"""
-    kind = BPF_CLASS(insn.code) in (BPF_JMP, BPF_JMP32)
-    return kind and BPF_OP(insn.code) not in (BPF_CALL, BPF_EXIT)

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 from kernel_model.bpf.asm import assemble
 from kernel_model.bpf.core import BpfCall, BpfProgramError, bpf_prog_run, bpf_prog_select_runtime
 from kernel_model.bpf.insn import Insn
-from kernel_model.bpf.prog import BpfProg
+from kernel_model.bpf.prog import BpfProg, BpfProgAux
+from kernel_model.bpf.prog_attr import BPF_PROG_TYPE_RAW_TRACEPOINT
 from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
 from sim.events import Event, Fault
@@ -64,11 +65,18 @@ class Once:
 
 
 def program(
-    memory: Memory, code: str | tuple[Insn, ...], calls: dict[int, BpfCall] | None = None
+    memory: Memory,
+    code: str | tuple[Insn, ...],
+    calls: dict[int, BpfCall] | None = None,
+    *,
+    sleepable: bool = False,
 ) -> BpfProg:
     """An unverified program called `test`."""
     insns = assemble(code) if isinstance(code, str) else code
-    return memory.static(BpfProg, bpf_prog_select_runtime("test", insns, calls or {}, {}))
+    aux = memory.static(BpfProgAux, "test", "", sleepable=sleepable)
+    prog = memory.static(BpfProg, aux, BPF_PROG_TYPE_RAW_TRACEPOINT)
+    prog.text = bpf_prog_select_runtime("test", insns, calls or {}, {})
+    return prog
 
 
 def run(code: str | tuple[Insn, ...], ctx: bytes | bytearray = b"") -> int:

@@ -1,0 +1,121 @@
+"""kernel/bpf/verifier.c, fixup_bpf_calls; kernel/bpf/core.c, bpf_patch_insn_single (v5.10)
+
+What is left of a program to be rewritten once it is known to be safe: calls of map helpers become
+the look-up itself, or the function of the map's type; divisions get a test of the divisor.
+
+A call of a function of the kernel that is no helper has a number from `FIRST_KERNEL_CALL` on, where
+the kernel has the distance of its address from __bpf_call_base.
+
+Not modelled: rewriting of accesses to the context, removal of dead code, blinding of constants,
+direct tail calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from kernel_model.bpf.helper_ids import BPF_FUNC
+from kernel_model.bpf.insn import (
+    BPF_ALU,
+    BPF_ALU32_REG,
+    BPF_ALU64,
+    BPF_CLASS,
+    BPF_DIV,
+    BPF_EMIT_CALL,
+    BPF_JEQ,
+    BPF_JMP_A,
+    BPF_JMP_IMM,
+    BPF_JNE,
+    BPF_MOD,
+    BPF_MOV32_REG,
+    BPF_OP,
+    BPF_X,
+    BPF_XOR,
+    Insn,
+)
+from kernel_model.bpf.translate import is_bpf_call, is_jump, is_kernel_call
+from kernel_model.bpf.verifier_state import Env, MapFacts, Refused
+from kernel_model.linux.errno import ENOMEM
+
+FIRST_KERNEL_CALL: Final = 1000
+
+
+class KernelCall(NamedTuple):
+    """A function of the kernel that a rewritten program calls: the helper it stands for."""
+
+    name: str
+    helper: int
+
+
+def patch_insns(insns: Sequence[Insn], patches: Mapping[int, Sequence[Insn]]) -> tuple[Insn, ...]:
+    """The program with instructions replaced by sequences; jumps and calls keep their targets.
+
+    Who jumps to a replaced instruction gets to the first of the sequence. The jumps of a sequence
+    are relative to itself. Raises Refused if a jump becomes too long.
+    """
+    lengths = [len(patches.get(index, (insn,))) for index, insn in enumerate(insns)]
+    moved = [0, *accumulate(lengths)]
+    patched: list[Insn] = []
+    for index, insn in enumerate(insns):
+        if index in patches:
+            patched += patches[index]
+        else:
+            patched.append(_retarget(insn, index, moved))
+    return tuple(patched)
+
+
+def _retarget(insn: Insn, index: int, moved: Sequence[int]) -> Insn:
+    """The instruction at its new place, with the distance to its target adjusted."""
+    is_call = is_bpf_call(insn)
+    if not is_call and not is_jump(insn):
+        return insn
+    target = index + (insn.imm if is_call else insn.off) + 1
+    distance = moved[target] - moved[index] - 1
+    if is_call:
+        return Insn(insn.code, insn.dst, insn.src, insn.off, distance)
+    if not -(2**15) <= distance < 2**15:
+        raise Refused(ENOMEM, f"insn {index} cannot be patched due to 16-bit range")
+    return Insn(insn.code, insn.dst, insn.src, distance, insn.imm)
+
+
+def fixup_bpf_calls(env: Env) -> tuple[tuple[Insn, ...], tuple[KernelCall, ...]]:
+    """The rewritten program, and the functions that it calls from `FIRST_KERNEL_CALL` on."""
+    patches: dict[int, Sequence[Insn]] = {}
+    calls: dict[KernelCall, int] = {}
+    for index, insn in enumerate(env.insns):
+        map = env.map_of_call.get(index)
+        if is_kernel_call(insn) and map is not None:
+            patches[index] = _map_call(insn.imm, map, calls)
+        elif insn.code in _DIVISIONS:
+            patches[index] = _guarded_division(insn)
+    return patch_insns(env.insns, patches), tuple(calls)
+
+
+def _map_call(helper: int, map: MapFacts, calls: dict[KernelCall, int]) -> Sequence[Insn]:
+    """What takes the place of a call of a map helper."""
+    if helper == BPF_FUNC.map_lookup_elem and isinstance(map.inlined, tuple):
+        return map.inlined
+    names: dict[int, str] = {
+        BPF_FUNC.map_lookup_elem: map.lookup,
+        BPF_FUNC.map_update_elem: map.update,
+        BPF_FUNC.map_delete_elem: map.delete,
+    }
+    callee = KernelCall(names[helper], helper)
+    return [BPF_EMIT_CALL(FIRST_KERNEL_CALL + calls.setdefault(callee, len(calls)))]
+
+
+_DIVISIONS: Final = {
+    kind | op | BPF_X for kind in (BPF_ALU, BPF_ALU64) for op in (BPF_DIV, BPF_MOD)
+}
+
+
+def _guarded_division(insn: Insn) -> Sequence[Insn]:
+    """A division that a divisor of 0 skips; the quotient is then 0."""
+    src, dst = insn.src, insn.dst
+    low_half = [] if BPF_CLASS(insn.code) == BPF_ALU64 else [BPF_MOV32_REG(src, src)]
+    if BPF_OP(insn.code) == BPF_MOD:
+        return [*low_half, BPF_JMP_IMM(BPF_JEQ, src, 0, 1), insn]
+    zero = BPF_ALU32_REG(BPF_XOR, dst, dst)
+    return [*low_half, BPF_JMP_IMM(BPF_JNE, src, 0, 2), zero, BPF_JMP_A(1), insn]
