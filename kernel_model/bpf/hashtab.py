@@ -139,7 +139,9 @@ async def htab_put_fd_value(kernel: Kernel, htab: BpfHtab, l: HtabElem) -> None:
         await htab.ops.map_fd_put_ptr(kernel, htab, ptr, True)
 
 
-async def htab_elem_free_rcu(kernel: Kernel, l: HtabElem) -> None:
+async def htab_elem_free_rcu(kernel: Kernel, htab: BpfHtab, l: HtabElem) -> None:
+    """No reader of rcu has the element any more; the map must still be there."""
+    await load(htab.field("map_type"))  # of a per-CPU hash there would be more to free
     await kfree(kernel, l.area)
 
 
@@ -150,7 +152,7 @@ async def free_htab_elem(kernel: Kernel, htab: BpfHtab, l: HtabElem) -> None:
         await __pcpu_freelist_push(kernel, htab.freelist, l)
     else:
         await atomic_dec(htab.count)
-        await call_rcu(kernel, htab_elem_free_rcu, kernel, l)
+        await call_rcu(kernel, htab_elem_free_rcu, kernel, htab, l)
 
 
 async def alloc_htab_elem(

@@ -25,7 +25,7 @@ from kernel_model.bpf.map import (
     words,
 )
 from kernel_model.rcu.tree import rcu_assign_pointer, rcu_dereference_raw
-from sim.cells import Bytes, Cell, Word
+from sim.cells import Bytes, Cell, Lvalue, Word
 from sim.macros import WRITE_ONCE, load, store
 
 if TYPE_CHECKING:
@@ -104,10 +104,21 @@ class HtabElems(Packed):
             self.embed(f"[{i}].hash_node.next", start, 8, 0)
             self.embed(f"[{i}].fnode.next", start + FNODE, 8, None)
             if fd:
-                self.embed(f"[{i}].value", start + self.value_at, 8, None)
+                self.embed(f"[{i}].value+0", start + self.value_at, 8, None)
             elif like.spin_lock_off is not None:
                 at = start + self.value_at + like.spin_lock_off
                 self.embed(f"[{i}].value.lock", at, 4, None)
+
+    def field_name(self, place: Lvalue[Any]) -> str:
+        """How the field at `place` is written after the area: ``[2].key+0``."""
+        if place.addr in self.suffixes:
+            return self.suffixes[place.addr]
+        nth, at = divmod(place.addr - self.addr, self.elem_size)
+        if at < KEY:
+            return f"[{nth}].hash"
+        if at < self.value_at:
+            return f"[{nth}].key+{at - KEY}"
+        return f"[{nth}].value+{at - self.value_at}"
 
     def cell_at(self, nth: int, offset: int) -> Cell[Any]:
         """The cell at an offset of an element."""

@@ -96,19 +96,19 @@ class Packed(Struct):
     """An object with cells inside its regions of bytes, or in arrays of structures."""
 
     def __init__(self) -> None:
-        self._suffixes: dict[int, str] = {}
+        self.suffixes: Final[dict[int, str]] = {}
 
     def embed(self, suffix: str, offset: int, size: int, value: T) -> Cell[T]:
         """Put a cell at `offset`, before others see the object; `suffix` completes its label."""
         made = Cell(self, self.addr + offset, size, value)
         self._at[offset] = made
-        self._suffixes[made.addr] = suffix
+        self.suffixes[made.addr] = suffix
         self.size = max(self.size, offset + size)
         return made
 
     def field_name(self, place: Lvalue[Any]) -> str:
         """How the field at `place` is written after the object: ``[2].lock``."""
-        return self._suffixes.get(place.addr) or super().field_name(place)
+        return self.suffixes.get(place.addr) or super().field_name(place)
 
 
 class MapShape(Protocol):
