@@ -347,7 +347,9 @@ class _Function:
             self.fail("calls an unknown function of the kernel")
         else:
             arguments = "".join(f", r{reg}" for reg in range(1, self.arity[insn.imm] + 1))
-            self.emit(f"run.at = {at}; r0 = await calls[{insn.imm}].function(run{arguments})")
+            self.emit(
+                f"run.at = {at}; r0 = await calls[{insn.imm}].function(run{arguments}) & {U64:#x}"
+            )
 
     def access(self, insn: Insn) -> None:
         """A load, a store or an atomic addition: private or a visible operation."""

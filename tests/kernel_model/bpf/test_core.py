@@ -300,6 +300,17 @@ def test_bytecode_is_translated_once() -> None:
     assert translate(code) is translate(assemble("r0 = 77\nexit"))
 
 
+def test_error_of_a_helper_has_64_bits() -> None:
+    async def bpf_helper(_: BpfRun) -> int:
+        return -2
+
+    once = Once()
+    calls = {200: BpfCall("bpf_helper", 0, bpf_helper)}
+    prog = program(once.memory, "call 200\nr0 >>= 32\nexit", calls)
+
+    assert once.run(lambda: bpf_prog_run(once.kernel, prog)) == 0xFFFF_FFFF
+
+
 def test_defect_of_a_helper_is_not_blamed_on_the_program() -> None:
     async def helper(_: BpfRun) -> int:
         raise UnboundLocalError("a defect")
