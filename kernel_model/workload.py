@@ -15,6 +15,8 @@ from kernel_model.boot import boot
 from kernel_model.checks import linux_detectors
 from kernel_model.fixes import DEFAULT_VERSION, Fix, describe, fix_named, fixes_of
 from kernel_model.kernel import NR_CPU_IDS, Kernel
+from kernel_model.linux.errno import errno_name
+from sim.errors import UsageError
 from sim.events import Detector
 from sim.memory import Memory
 from sim.threads import Body
@@ -82,6 +84,20 @@ class LinuxModel:
 def kernel_workload(**defaults: Any) -> Callable[[Callable[..., Body]], Workload]:
     """Make a workload whose first argument is the booted kernel."""
     return workload(LinuxModel(), **defaults)
+
+
+def checked(what: str, result: int, log: bytes | bytearray = b"") -> int:
+    """`result` of a system call that the workload cannot do without.
+
+    Raises UsageError if it is an error: this kernel does not offer what the workload asks about.
+    """
+    if result >= 0:
+        return result
+    reason = bytes(log).decode().strip().splitlines()
+    raise UsageError(
+        f"this kernel refuses the workload's {what}: -{errno_name(-result)}"
+        + (f": {reason[-1]}" if reason else "")
+    )
 
 
 @cache

@@ -68,6 +68,8 @@ class Execution:
     observer   sees every event before the detectors do (records the trace)
     max_steps  budget of operations
     audit      whether to look for operations that are made but not awaited
+    every_step whether steps of the kinds in `ops.LOCAL` are scheduling points too (to test that
+               they need not be)
 
     choices       the choices made so far: index into the enabled threads, or the value chosen
     choice_steps  the step that each choice decided
@@ -87,6 +89,7 @@ class Execution:
         observer: Observer | None = None,
         max_steps: int = DEFAULT_MAX_STEPS,
         audit: bool = False,
+        every_step: bool = False,
     ) -> None:
         self.memory: Final = memory
         self.threads: Final = ThreadTable()
@@ -101,6 +104,7 @@ class Execution:
         self._observer: Final = observer
         self._max_steps: Final = max_steps
         self._audit: Final = audit
+        self._at_once: Final = frozenset() if every_step else ops.LOCAL
         self._watchers: Final = [
             [d for d in detectors if d.kinds is None or kind in d.kinds]
             for kind in range(len(ops.KIND_NAMES))
@@ -172,12 +176,9 @@ class Execution:
             )
         thread.pending = op
         kind = op.kind
-        if kind in ops.LOCAL:
+        if kind in self._at_once:
             self._local.append(thread)
         elif kind in ops.BLOCKING:
-            if kind == ops.CPU_HOLD and op.target.placed <= 1:
-                self._local.append(thread)  # nobody else runs there: nothing to decide
-                return
             thread.guarded = True
             if kind == ops.SLEEP:
                 self.memory.clock.arm(thread, op.operand)
@@ -213,7 +214,12 @@ class Execution:
             t
             for t in self._alive
             if (not t.guarded or ready(t, t.pending))  # type: ignore[arg-type]  # alive: has one
-            and (t.cpu is None or t.cpu.holder is None or t.cpu.holder is t)
+            and (
+                t.cpu is None
+                or t.cpu.holder is None
+                or t.cpu.holder is t
+                or t.pending.kind == ops.SLEEP  # type: ignore[union-attr]
+            )  # time goes on, and timers expire, on a CPU that is held
         ]
 
     def _perform(self, thread: Thread, op: Op[Any]) -> Thread | None:

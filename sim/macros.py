@@ -51,9 +51,9 @@ def smp_store_release(place: Lvalue[T], value: T) -> Op[None]:
     return Op(ops.STORE, "smp_store_release", place.addr, place.size, place, value, ops.RELEASE)
 
 
-def load_at(addr: int, size: int) -> Op[int]:
-    """A plain read of `size` bytes at a simulated address; pointers read as addresses."""
-    return Op(ops.LOAD, "load", addr, size)
+def load_at(addr: int, size: int, order: int = ops.PLAIN) -> Op[int]:
+    """A read of `size` bytes at a simulated address; pointers read as addresses."""
+    return Op(ops.LOAD, "load", addr, size, None, None, order)
 
 
 def store_at(addr: int, size: int, value: int) -> Op[None]:

@@ -1,9 +1,10 @@
 """Modelled call stacks: read off the suspended coroutines, innermost frame first.
 
 The kernel model mirrors C functions as ``async def`` functions of the same name, so the chain
-of awaiting coroutines is the kernel's call stack.  Frames of `sim` itself (macros) and of
-guards (``__aenter__``) are left out.  A coroutine that runs code of its own (an interpreter)
-says what it is by a local variable ``modelled_frame`` with a method ``frame() -> Frame``.
+of awaiting coroutines is the kernel's call stack.  Frames of `sim` itself (macros), of guards
+(``__aenter__``) and of the model's own helpers (one leading underscore) are left out.  A
+coroutine that runs code of its own (an interpreter) says what it is by a local variable
+``modelled_frame`` with a method ``frame() -> Frame``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,16 @@ def _frame_of(coroutine: Any) -> Frame | None:
             found: Frame = own.frame()
             return found
     name: str = code.co_name
-    if name.startswith("__") or frame.f_globals["__name__"].startswith("sim."):
+    if _is_python(name) or frame.f_globals["__name__"].startswith("sim."):
         return None
     return Frame(name)
+
+
+def _is_python(name: str) -> bool:
+    """Whether a function has no counterpart in the kernel: of a guard, a comprehension, a helper.
+
+    A helper of the model begins with one underscore; of the kernel's functions none here does.
+    """
+    if name.startswith("__"):
+        return name.endswith("__")
+    return name.startswith(("_", "<"))

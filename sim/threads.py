@@ -23,7 +23,6 @@ class Cpu(Struct):
 
     index   its number
     holder  the thread inside a region that must not be preempted, or None
-    placed  how many threads have been put on it so far
     """
 
     KIND = "cpu"
@@ -31,7 +30,6 @@ class Cpu(Struct):
     def __init__(self, index: int) -> None:
         self.index = index
         self.holder: Thread | None = None
-        self.placed = 0
         self.size = 8
 
 
@@ -193,8 +191,6 @@ class ThreadTable:
         thread = Thread(name, parent, len(self.all), spawn.cpu, spawn.context)
         if parent is not None:
             parent.forks += 1
-        if spawn.cpu is not None:
-            spawn.cpu.placed += 1
         coroutine = spawn.function(*spawn.args)
         if not hasattr(coroutine, "send"):
             raise MisuseError(

@@ -67,16 +67,22 @@ class Parameter:
 
 
 class Booted(Protocol):
-    """A model, configured: boots the same machine for every execution.
+    """A model, configured: boots the same machine for every execution."""
 
-    environment  what was configured, as strings, for the trace and the verdict
-    version      the version asked for, for reports (a kernel release)
-    digest       of the model's sources
-    """
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What was configured, as strings, for the trace and the verdict."""
+        ...
 
-    environment: Mapping[str, str]
-    version: str
-    digest: str
+    @property
+    def version(self) -> str:
+        """The version asked for, for reports (a kernel release)."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of the model's sources."""
+        ...
 
     def boot(self, memory: Memory) -> Any:
         """Make the machine's static state in `memory`; the workload's first argument."""
@@ -88,12 +94,12 @@ class Booted(Protocol):
 
 
 class Model(Protocol):
-    """What workloads run on.
+    """What workloads run on."""
 
-    parameters  the model's own ``--param`` names, which a workload may give other defaults
-    """
-
-    parameters: tuple[Parameter, ...]
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The model's own ``--param`` names, which a workload may give other defaults."""
+        ...
 
     def configure(
         self,

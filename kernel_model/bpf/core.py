@@ -22,6 +22,8 @@ from kernel_model.bpf.disasm import print_bpf_insn
 from kernel_model.bpf.insn import MAX_BPF_STACK, Insn, is_ld_imm64
 from kernel_model.bpf.map import words
 from kernel_model.bpf.translate import BpfFunc, Unset, is_kernel_call, registers_read, translate
+from sim import ops
+from sim.cells import Cell
 from sim.macros import load_at, store_at
 from sim.ops import Op
 from sim.threads import current
@@ -175,6 +177,16 @@ class BpfRun:
     def load(self, addr: int, size: int, insn: int) -> int:
         region, offset = self._place(addr, size, insn)
         return int.from_bytes(region[offset : offset + size], "little")
+
+    def load_dw(self, addr: int) -> Op[int]:
+        """The load of 8 bytes that are not private.
+
+        One instruction, and what the program does with a pointer depends on it: a pointer of the
+        kernel's (a slot of an array of maps) is read as by rcu_dereference().
+        """
+        owner = self.kernel.memory.object_at(addr)
+        place = None if owner is None else owner.lvalue(addr - owner.addr, 8)
+        return load_at(addr, 8, ops.DEREF if isinstance(place, Cell) else ops.PLAIN)
 
     def store(self, addr: int, size: int, value: int, insn: int) -> None:
         region, offset = self._place(addr, size, insn)

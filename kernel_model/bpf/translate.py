@@ -371,7 +371,8 @@ class _Function:
             return
         elif is_load:
             private = f"r{insn.dst} = run.load({place}, {self.here})"
-            visible = f"r{insn.dst} = await load_at({place})"
+            loaded = "run.load_dw(a)" if size == BYTES[BPF_DW] else f"load_at({place})"
+            visible = f"r{insn.dst} = await {loaded}"
         else:
             private = f"run.store({place}, {value}, {self.here})"
             visible = f"await store_at({place}, {value} & {mask})"
