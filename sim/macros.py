@@ -155,7 +155,7 @@ def alloc(cls: type[S], *args: Any, **kwargs: Any) -> Op[S]:
 
 def free(target: Struct, name: str = "kfree") -> Op[None]:
     """Free an object; any access after it is a use-after-free."""
-    return Op(ops.FREE, name, target.addr, target.size, target)
+    return Op(ops.FREE, name, target.addr, target.size or 1, target)  # frees of one object meet
 
 
 def join(thread: Thread) -> Op[None]:
