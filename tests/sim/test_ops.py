@@ -1,0 +1,141 @@
+"""`dependent` and `LOCAL` tell the truth, on random programs and on those that once refuted them.
+
+The checkers are in `tests/sim/swapping.py`; tests/quality/test_mutants.py shows what they find.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from sim import ops
+from sim.cells import Cell, Struct, cell
+from sim.errors import UsedWithoutAwait
+from sim.macros import READ_ONCE, free, join, load, smp_mb
+from sim.memory import Memory
+from sim.ops import Op, dependent
+from sim.threads import Thread
+from tests.programs.code import Await, Fork, Held, Program, Read, Sleep, Write
+from tests.programs.drawing import programs
+from tests.programs.running import TooMany, brute_force, every_outcome
+from tests.sim.swapping import local_counterexample, swap_counterexample
+
+FAST = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+SLOW = settings(FAST, max_examples=3000)
+SMALL = programs(threads=(2, 3), length=2, weight=5)
+
+
+class Box(Struct):
+    KIND = "box"
+    x: Cell[int] = cell(0)
+
+
+class Empty(Struct):
+    KIND = "empty"
+
+
+@FAST
+@given(programs(), st.integers(0, 99))
+def test_independent_neighbours_may_change_places(program: Program, seed: int) -> None:
+    assert swap_counterexample(program, seed) == ""
+
+
+@pytest.mark.slow
+@SLOW
+@given(programs(threads=(2, 4), weight=20), st.integers(0, 99))
+def test_independent_neighbours_of_larger_programs_may_change_places(
+    program: Program, seed: int
+) -> None:
+    assert swap_counterexample(program, seed) == ""
+
+
+def no_outcome_is_lost(program: Program) -> None:
+    try:
+        difference = local_counterexample(program)
+    except TooMany:
+        assume(False)
+    assert difference == ""
+
+
+@settings(FAST, max_examples=30)
+@given(SMALL)
+def test_local_steps_need_no_scheduling_point(program: Program) -> None:
+    no_outcome_is_lost(program)
+
+
+@pytest.mark.slow
+@settings(SLOW, max_examples=500)
+@given(programs(threads=(2, 3), weight=6))
+def test_local_steps_of_larger_programs_need_no_scheduling_point(program: Program) -> None:
+    no_outcome_is_lost(program)
+
+
+READ_X = Read("x")
+WRITE_X = Held((Write("x", 1),))
+
+# Programs that performing the first CPU_HOLD of a lone thread at once got wrong.
+LATER_SHARED = [
+    Program(((WRITE_X,), (READ_X,)), (0, 0)),
+    Program(((Write("y", 1), WRITE_X), (Await("y"), Fork((READ_X,), cpu=0))), (0, 1)),
+]
+
+
+@pytest.mark.parametrize("program", LATER_SHARED)
+def test_a_cpu_that_is_shared_later_is_held_no_earlier(program: Program) -> None:
+    assert local_counterexample(program) == ""
+
+
+def test_a_timer_expires_on_a_cpu_that_is_held() -> None:
+    """The holder waits for a thread elsewhere whose timer is due after that of its neighbour."""
+    program = Program(
+        ((Sleep(5),), (Held((Await("x"),)),), (Sleep(10), Write("x", 1))), cpus=(0, 0, 1)
+    )
+
+    assert {outcome.state for outcome in every_outcome(program).outcomes} == {"done"}
+
+
+@settings(FAST, max_examples=20)
+@given(SMALL)
+def test_merging_states_loses_no_outcome(program: Program) -> None:
+    """The search that the others here rely on, against running every interleaving."""
+    try:
+        assert every_outcome(program).outcomes == brute_force(program, limit=2000).outcomes
+    except TooMany:
+        assume(False)
+
+
+def test_an_operation_is_no_value() -> None:
+    box = Memory().static(Box)
+
+    with pytest.raises(UsedWithoutAwait, match=r"write `await load\(\.\.\.\)`"):
+        assert load(box.x)  # type: ignore[truthy-bool]  # the mistake
+
+
+def test_double_free_of_an_object_without_fields() -> None:
+    empty = Memory().static(Empty)
+
+    assert dependent(free(empty), free(empty))
+
+
+THREAD = Thread("t", None, 0, None, None)
+EXIT: Op[None] = Op(ops.EXIT, "exit", THREAD.key, 0, THREAD)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (lambda box: READ_ONCE(box.x), free, True),
+        (lambda box: READ_ONCE(box.x), lambda box: READ_ONCE(box.x), False),
+        (lambda box: smp_mb(), lambda box: smp_mb(), False),
+        (lambda box: EXIT, lambda box: join(THREAD), True),
+    ],
+)
+def test_dependent_is_symmetric(
+    first: Callable[[Box], Op[Any]], second: Callable[[Box], Op[Any]], expected: bool
+) -> None:
+    box = Memory().static(Box)
+
+    assert dependent(first(box), second(box)) is expected
+    assert dependent(second(box), first(box)) is expected
