@@ -171,12 +171,13 @@ def name_of(value: Any) -> str:
 
 @pytest.mark.parametrize(("mutate", "name", "preempt"), ON_LITMUS, ids=name_of)
 def test_litmus_fails(mutate: Mutant, name: str, preempt: str, monkeypatch: Patch) -> None:
+    modes = {
+        "none": test_litmus.test_without_preemption,
+        "full": test_litmus.test_with_preemption,
+    }
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
-        if preempt == "none":
-            test_litmus.test_without_preemption(name)
-        else:
-            test_litmus.test_with_preemption(name)
+        modes[preempt](name)
 
 
 @pytest.mark.parametrize(("mutate", "test", "arguments"), ON_CALLBACKS, ids=name_of)
