@@ -8,7 +8,8 @@ Paths are walked in the kernel's order (what follows a jump first, the jump's ta
 that of several faults the kernel's first one is reported.
 
 Not modelled: what `kernel_model.bpf.verifier_state` does not know, hence bounds of accesses at
-variable offsets and paths that only ranges prove impossible; BTF: reading any field of a map is
+variable offsets and paths that only ranges prove impossible; numbers that a loop changes, after
+some turns; BTF: reading any field of a map is
 allowed; programs without CAP_BPF; the contexts of the program types, of which any part may be
 read, and of classifiers also written.
 """
@@ -77,6 +78,8 @@ from kernel_model.bpf.verifier_state import (
 )
 from kernel_model.linux.errno import E2BIG, EACCES, EINVAL
 
+WIDEN_AFTER: Final = 64  # states at one instruction, so that every loop comes to an end
+
 _BITWISE: Final = (BPF_AND, BPF_OR, BPF_XOR)
 
 
@@ -98,9 +101,8 @@ class _Walk:
         self.state = State([])
         self.state.call(0, -1, [Reg(Kind.CTX)])
         self.branches: list[tuple[int, State]] = []
-        self._seen: set[object] = set()
-        insns = env.insns
-        self._joins = {i + insn.off + 1 for i, insn in enumerate(insns) if is_jump(insn)}
+        jumps = [(index, insn) for index, insn in enumerate(env.insns) if is_jump(insn)]
+        self._seen: dict[int, set[object]] = {index + insn.off + 1: set() for index, insn in jumps}
 
     def run(self) -> None:
         env = self.env
@@ -117,12 +119,15 @@ class _Walk:
 
     def _is_new(self) -> bool:
         """is_state_visited(): only where paths can meet"""
-        if self.env.insn_idx not in self._joins:
+        seen = self._seen.get(self.env.insn_idx)
+        if seen is None:
             return True
-        key = (self.env.insn_idx, self.state.key())
-        if key in self._seen:
+        if len(seen) >= WIDEN_AFTER:
+            self.state.widen()
+        key = self.state.key()
+        if key in seen:
             return False
-        self._seen.add(key)
+        seen.add(key)
         return True
 
     def _step(self, insn: Insn) -> bool:

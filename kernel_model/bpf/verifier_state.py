@@ -7,13 +7,13 @@ kernel knows nothing either, or one that is not tracked); offsets of pointers th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple, final
 
 from kernel_model.bpf.check import subprogs
-from kernel_model.bpf.insn import MAX_BPF_REG, Insn
+from kernel_model.bpf.insn import BPF_REG_FP, MAX_BPF_REG, Insn
 from kernel_model.bpf.translate import is_bpf_call
 from kernel_model.linux.errno import EACCES
 
@@ -217,11 +217,22 @@ class State:
 
     def forget_opaque(self) -> None:
         """A comparison tells the kernel something about scalars that is not tracked here."""
+        self._change(lambda reg: UNTRACKED if reg.opaque else reg)
+
+    def widen(self) -> None:
+        """Give up the numbers, of which a loop can go through any amount."""
+        self._change(_without_numbers)
+
+    def _change(self, change: Callable[[Reg], Reg]) -> None:
         for frame in self.frames:
-            frame.regs = [UNTRACKED if reg.opaque else reg for reg in frame.regs]
-            frame.spilled = {
-                slot: UNTRACKED if reg.opaque else reg for slot, reg in frame.spilled.items()
-            }
+            frame.regs[:BPF_REG_FP] = [change(reg) for reg in frame.regs[:BPF_REG_FP]]
+            frame.spilled = {slot: change(reg) for slot, reg in frame.spilled.items()}
+
+
+def _without_numbers(reg: Reg) -> Reg:
+    if reg.kind is Kind.SCALAR:
+        return UNTRACKED
+    return reg._replace(off=None) if reg.kind in (Kind.STACK, Kind.MAP_VALUE) else reg
 
 
 def check_reg_arg(state: State, regno: int) -> Reg:
