@@ -4,7 +4,7 @@ Each observes the operations and, while it does, the context of the thread that 
 Like the kernel's, they warn once of each thing in a run, and the run goes on.
 
 Not modelled: the checks of memory and of data races, which know nothing of Linux
-(`sim.detectors`); lockdep's classes of interrupts.
+(`sim.detectors`); lockdep's subclasses, and what it knows of interrupts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from sim.cells import Cell
 from sim.detectors.describe import call_trace
 from sim.events import Detail, Detector, Event, Finding
 from sim.sections import Section
-from sim.stack import function_of
+from sim.stack import function_of, unwind
 from sim.threads import Thread
 
 SUSPICIOUS_RCU: Final = "suspicious-rcu-usage"
 SLEEP_IN_ATOMIC: Final = "sleep-in-atomic"
 UNBALANCED: Final = "unbalanced"
+LOCK_ORDER: Final = "lock-order"
 STALL: Final = "rcu-stall"
 
 STALL_STEPS: Final = 2_000  # of a reader, while a grace period waits for it
@@ -33,7 +34,7 @@ STALL_NS: Final = 21_000_000_000  # CONFIG_RCU_CPU_STALL_TIMEOUT
 
 def linux_detectors() -> list[Detector]:
     """The checks, new for every execution."""
-    return [SuspiciousRcu(), SleepInAtomic(), Unbalanced(), Stall()]
+    return [SuspiciousRcu(), SleepInAtomic(), Unbalanced(), LockOrder(), Stall()]
 
 
 class _Warns:
@@ -104,21 +105,21 @@ class SleepInAtomic(_Warns):
             return None
         if not ctx.atomic and ctx.rcu_nesting == 0:
             return None
-        where = function_of(event.thread, event.op)
+        where = " in ".join(str(frame) for frame in unwind(event.thread)[:2])
         if not ctx.atomic and ctx.kernel.preempt == "none":
             title = (
                 "WARNING: suspicious RCU usage: Illegal context switch in RCU read-side "
-                f"critical section in {where}"
+                f"critical section at {where}"
             )
             return self.warn(event, SUSPICIOUS_RCU, title)
         if name != "schedule":
-            title = f"BUG: sleeping function called from invalid context in {where}"
+            title = f"BUG: sleeping function called from invalid context at {where}"
         elif ctx.atomic:
-            title = f"BUG: scheduling while atomic in {where}"
+            title = f"BUG: scheduling while atomic at {where}"
         else:
             title = (
                 "WARNING: Voluntary context switch within RCU read-side critical section "
-                f"in {where}"
+                f"at {where}"
             )
         return self.warn(event, SLEEP_IN_ATOMIC, title)
 
@@ -142,6 +143,62 @@ class Unbalanced(_Warns):
         else:
             title = f"WARNING: lock held when leaving the kernel: {kept}"
         return self.warn(event, UNBALANCED, title)
+
+
+@final
+class LockOrder(_Warns):
+    """Locks whose classes have been taken in orders that could make a deadlock, as lockdep does.
+
+    _after  by class of a lock held: the classes taken meanwhile, and where that was first seen
+    """
+
+    kinds: frozenset[int] | None = frozenset({ops.LOCK, ops.TRYLOCK})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._after: Final[dict[str, dict[str, str]]] = {}
+
+    def observe(self, event: Event) -> Finding | None:
+        """Look at a lock taken while others are held (an attempt to take it waits for nobody)."""
+        op, thread = event.op, event.thread
+        ctx: Context | None = thread.context
+        if ctx is None or not ctx.locks or op.name.endswith("trylock"):
+            return None
+        taken = lock_class(op.target)
+        for held in map(lock_class, ctx.locks):
+            if held == taken:
+                return self._recursive(event, taken)
+            seen = self._after.setdefault(held, {})
+            if taken not in seen:
+                seen[taken] = f" {held} -> {taken}: {thread.name} in {function_of(thread, op)}"
+                circle = self._path(taken, held)
+                if circle:
+                    return self._circular(event, circle)
+        return None
+
+    def _recursive(self, event: Event, taken: str) -> Finding | None:
+        title = f"WARNING: possible recursive locking detected: {taken}"
+        return self.warn(event, LOCK_ORDER, title)
+
+    def _circular(self, event: Event, circle: list[str]) -> Finding | None:
+        order = " -> ".join([*circle, circle[0]])
+        links = zip(circle, [*circle[1:], circle[0]], strict=True)
+        seen = tuple(self._after[held][taken] for held, taken in links)
+        title = f"WARNING: possible circular locking dependency detected: {order}"
+        return self.warn(event, LOCK_ORDER, title, (Detail("the existing dependencies:", seen),))
+
+    def _path(self, start: str, end: str) -> list[str]:
+        """A shortest way along `_after` from `start` to `end`; empty if there is none."""
+        paths = [[start]]
+        reached = {start}
+        for path in paths:
+            if path[-1] == end:
+                return path
+            for after in self._after.get(path[-1], {}):
+                if after not in reached:
+                    reached.add(after)
+                    paths.append([*path, after])
+        return []
 
 
 @final
