@@ -20,7 +20,7 @@ from kernel_model.bpf.prog import bpf_load_program
 from kernel_model.bpf.prog_attr import BPF_PROG_TYPE_RAW_TRACEPOINT
 from kernel_model.kernel import Kernel
 from kernel_model.uapi import bpf, bpf_create_map, bpf_create_map_in_map
-from tests.kernel_model.bpf.maps import run
+from tests.kernel_model.bpf.running import run
 
 # Looks a key of zeroes up.
 FETCH = "r2 = r10\nr2 += -8\n*(u64 *)(r10 -8) = 0\nr1 = map[{}]\ncall bpf_map_lookup_elem"

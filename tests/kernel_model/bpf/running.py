@@ -1,8 +1,10 @@
-"""Running a program, or any coroutine, once in an execution of its own."""
+"""Running programs: one alone, one on a booted kernel, or all interleavings of a few tasks."""
 
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from kernel_model.boot import boot
 from kernel_model.bpf.asm import assemble
 from kernel_model.bpf.core import BpfCall, BpfProgramError, bpf_prog_run, bpf_prog_select_runtime
 from kernel_model.bpf.hooks import (
@@ -26,11 +28,15 @@ from kernel_model.bpf.prog_attr import (
     BPF_PROG_TYPE_RAW_TRACEPOINT,
     BPF_PROG_TYPE_TRACING,
 )
+from kernel_model.checks import linux_detectors
 from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
 from kernel_model.linux.preempt import preempt_disable
 from kernel_model.linux.task import syscall
-from sim.events import Event, Fault
+from sim.detectors.crash import Crash
+from sim.detectors.leak import Leak
+from sim.detectors.refcount import Refcount
+from sim.events import Detector, Event, Fault
 from sim.execution import DONE, Execution, Strategy
 from sim.hosts import direct
 from sim.memory import Memory
@@ -107,7 +113,7 @@ def program(
     return prog
 
 
-def run(code: str | tuple[Insn, ...], ctx: bytes | bytearray = b"") -> int:
+def run_code(code: str | tuple[Insn, ...], ctx: bytes | bytearray = b"") -> int:
     """The result of an unverified program that touches no memory but its own."""
     once = Once()
     prog = program(once.memory, code)
@@ -119,10 +125,75 @@ def run(code: str | tuple[Insn, ...], ctx: bytes | bytearray = b"") -> int:
 def error(code: str | tuple[Insn, ...], ctx: bytes = b"") -> str:
     """The message of the error of an unverified program."""
     try:
-        run(code, ctx)
+        run_code(code, ctx)
     except BpfProgramError as problem:
         return str(problem)
     raise AssertionError("the program ran to its end")
+
+
+# -- on a booted kernel --------------------------------------------------------------------------
+
+Main = Callable[[Kernel], Task[Any]]
+
+
+@dataclass
+class Explored:
+    """What executions led to.
+
+    returned  what `main` returned
+    wrong     kinds of faults, and titles of findings
+    """
+
+    executions: int = 0
+    returned: list[Any] = field(default_factory=list)
+    wrong: dict[str, None] = field(default_factory=dict)
+
+    def observe(self, event: Event) -> None:
+        if event.fault is not None:
+            self.wrong[event.fault.kind] = None
+
+
+def explore(
+    main: Main,
+    version: str = "5.10",
+    *,
+    bound: int | None = None,
+    stop: str = "",
+    limit: int = 20_000,
+    **options: Any,
+) -> Explored:
+    """All executions with at most `bound` preemptions, or until `stop` has gone wrong."""
+    explored = Explored()
+    strategy = Dfs(bound)
+    while explored.executions < limit and stop not in explored.wrong and strategy.begin():
+        memory = Memory()
+        kernel = boot(memory, version, fixes_of(version), **options)
+
+        async def main_thread(kernel: Kernel = kernel) -> None:
+            explored.returned.append(await main(kernel))
+
+        detectors: list[Detector] = [Crash(), Refcount(), Leak(memory), *linux_detectors()]
+        execution = Execution(
+            main_thread,
+            memory,
+            strategy,
+            detectors,
+            observer=explored.observe,
+            audit=explored.executions == 0,
+        )
+        direct.run(execution)
+        explored.executions += 1
+        for finding in execution.findings:
+            explored.wrong[finding.title] = None
+    return explored
+
+
+def run(main: Main, version: str = "5.10", **options: Any) -> Any:
+    """What `main` returns if threads run one after the other; nothing may go wrong."""
+    explored = explore(main, version, limit=1, **options)
+    assert not explored.wrong
+
+    return explored.returned[0]
 
 
 async def load(

@@ -29,7 +29,7 @@ from kernel_model.bpf.insn import (
 from kernel_model.bpf.translate import translate
 from sim.cells import Cell, Struct, cell
 from sim.macros import note
-from tests.kernel_model.bpf.running import Once, error, program, run
+from tests.kernel_model.bpf.running import Once, error, program, run_code
 
 VALUES = (0, 1, 2, 31, 33, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 1 << 32, 1 << 63, (1 << 64) - 1)
 IMMEDIATES = (1, 3, 31, -1, -(2**31), 2**31 - 1)
@@ -98,7 +98,7 @@ def test_conditional_jump_is_that_of_the_table(code: int) -> None:
 def test_constants_of_64_bits() -> None:
     code = "r1 = 0x123456789abcdef0 ll\nr1 >>= 32\nr0 = r1\nexit"
 
-    assert run(code) == 0x12345678
+    assert run_code(code) == 0x12345678
 
 
 @pytest.mark.parametrize("size", ["u8", "u16", "u32", "u64"])
@@ -118,7 +118,7 @@ def test_stack_through_the_frame_pointer_and_through_a_copy(size: str) -> None:
     """
     bits = int(size[1:])
 
-    assert run(code) == (7 + ((1 << bits) - 2 >> 1)) & 0xFFFF_FFFF
+    assert run_code(code) == (7 + ((1 << bits) - 2 >> 1)) & 0xFFFF_FFFF
 
 
 def test_xadd_on_the_stack() -> None:
@@ -130,18 +130,18 @@ def test_xadd_on_the_stack() -> None:
         exit
     """
 
-    assert run(code) == 1
+    assert run_code(code) == 1
 
 
 def test_context_is_read_and_written_in_place() -> None:
     ctx = bytearray(b"\1\0\0\0\2\0\0\0")
 
-    assert run("r0 = *(u32 *)(r1 +4)\n*(u8 *)(r1 +0) = 9\nexit", ctx) == 2
+    assert run_code("r0 = *(u32 *)(r1 +4)\n*(u8 *)(r1 +0) = 9\nexit", ctx) == 2
     assert ctx[0] == 9
 
 
 def test_result_is_a_u32() -> None:
-    assert run("r0 = -1\nexit") == 0xFFFF_FFFF
+    assert run_code("r0 = -1\nexit") == 0xFFFF_FFFF
 
 
 def test_loop_and_jump_over_a_loop() -> None:
@@ -157,7 +157,7 @@ def test_loop_and_jump_over_a_loop() -> None:
         out: exit
     """
 
-    assert run(code) == 55
+    assert run_code(code) == 55
 
 
 def test_called_function_has_registers_and_a_stack_of_its_own() -> None:
@@ -180,11 +180,11 @@ def test_called_function_has_registers_and_a_stack_of_its_own() -> None:
         exit
     """
 
-    assert run(code) == 20 + 300 + 20 + 1
+    assert run_code(code) == 20 + 300 + 20 + 1
 
 
 def test_result_of_a_called_function_has_64_bits() -> None:
-    assert run("call f\nr0 >>= 32\nexit\nf: r0 = -1\nexit") == 0xFFFF_FFFF
+    assert run_code("call f\nr0 >>= 32\nexit\nf: r0 = -1\nexit") == 0xFFFF_FFFF
 
 
 class Shared(Struct):
@@ -286,7 +286,7 @@ def test_wrong_program_says_what_is_wrong(code: str | tuple[Insn, ...], message:
 
 
 def test_constant_that_is_jumped_into_works_for_those_who_do_not() -> None:
-    assert run("r1 = 0\nif r1 == 1 goto +1\nr0 = 7 ll\nexit") == 7
+    assert run_code("r1 = 0\nif r1 == 1 goto +1\nr0 = 7 ll\nexit") == 7
 
 
 def test_every_opcode_is_translated() -> None:

@@ -39,7 +39,7 @@ from kernel_model.bpf.insn import (
 from kernel_model.bpf.prog_attr import BPF_PROG_TYPE_RAW_TRACEPOINT
 from kernel_model.bpf.verifier_state import Env, ProgFacts, Refused
 from kernel_model.linux.errno import ENOMEM
-from tests.kernel_model.bpf.running import run
+from tests.kernel_model.bpf.running import run_code
 
 FACTS = ProgFacts(BPF_PROG_TYPE_RAW_TRACEPOINT, 0, "", False)
 NOP = BPF_JMP_A(0)
@@ -82,7 +82,7 @@ jumps = (
 def outcome(insns: Sequence[Insn]) -> int | str:
     """What running the program gives, whatever that is; errors without what depends on places."""
     try:
-        return run(tuple(insns))
+        return run_code(tuple(insns))
     except BpfProgramError as error:
         return str(error).rpartition(": ")[2]
 
@@ -115,7 +115,7 @@ def test_patching_moves_calls_and_jumps_both_ways() -> None:
     ]
     patched = patch_insns(body, {index: [NOP, body[index]] for index in (2, 3, 7, 8, 9)})
 
-    assert run(tuple(body)) == run(patched) == 106
+    assert run_code(tuple(body)) == run_code(patched) == 106
 
 
 def test_jump_that_becomes_too_long_is_refused() -> None:
@@ -144,4 +144,4 @@ def test_accepted_program_runs_without_an_error_of_its_own(body: list[Insn]) -> 
         return
     rewritten, _ = fixup_bpf_calls(env)
 
-    assert run(rewritten) == run(insns) == 0
+    assert run_code(rewritten) == run_code(insns) == 0

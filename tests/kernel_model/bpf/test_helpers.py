@@ -36,8 +36,7 @@ from kernel_model.uapi import (
 from sim.clock import sleep
 from sim.errors import MisuseError
 from sim.macros import join
-from tests.kernel_model.bpf.maps import explore, run
-from tests.kernel_model.bpf.running import Once, load, program, slept, traced
+from tests.kernel_model.bpf.running import Once, explore, load, program, run, slept, traced
 
 KEY = """
     r6 = r1
@@ -178,8 +177,7 @@ def test_generic_helper_warns_without_rcu_read_lock() -> None:
         }
         await slept(kernel, f"{AMBIGUOUS}\ncall 2\nexit", maps, 0)
 
-    titles = list(explore(main).findings)
-    assert [title for title in titles if "bpf_map_update_elem outside of rcu_read_lock()" in title]
+    assert "bpf_map_update_elem outside of rcu_read_lock()" in str(explore(main).wrong)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +224,7 @@ def test_random_number_is_one_of_two() -> None:
     async def main(kernel: Kernel) -> int:
         return await traced(kernel, await load(kernel, "call bpf_get_prandom_u32\nexit"))
 
-    assert explore(main).outcomes == set(PRANDOM_U32)
+    assert explore(main).returned == list(PRANDOM_U32)
 
 
 def test_time_is_virtual() -> None:
@@ -281,8 +279,8 @@ def test_lock_in_a_value_keeps_updates(locked: bool) -> None:
         return value[4]
 
     explored = explore(main, bound=2)
-    assert explored.outcomes == ({2} if locked else {1, 2})
-    assert not explored.findings
+    assert set(explored.returned) == ({2} if locked else {1, 2})
+    assert not explored.wrong
 
 
 # -- user memory ---------------------------------------------------------------------------------

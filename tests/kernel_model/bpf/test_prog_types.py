@@ -20,7 +20,7 @@ from kernel_model.bpf.prog_attr import (
 from kernel_model.kernel import Kernel
 from kernel_model.linux.errno import EACCES, EINVAL
 from tests.kernel_model.bpf.loading import attempt, make_maps
-from tests.kernel_model.bpf.maps import explore
+from tests.kernel_model.bpf.running import explore
 
 DO_NOTHING = "r0 = 0\nexit"
 ATTACH = [
@@ -153,5 +153,5 @@ def test_tracing_program_with_allocating_hash_is_warned() -> None:
         return log.decode()
 
     explored = explore(main)
-    assert "Switch to preallocated hash maps" in str(explored.outcomes)
-    assert [title for title in explored.findings if "run-time allocation" in title]
+    assert "Switch to preallocated hash maps" in explored.returned[0]
+    assert "trace type BPF program uses run-time allocation" in str(explored.wrong)

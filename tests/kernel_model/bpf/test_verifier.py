@@ -8,8 +8,7 @@ from kernel_model.bpf.prog_attr import BPF_PROG_TYPE_SCHED_CLS
 from kernel_model.kernel import Kernel
 from kernel_model.linux.task import syscall
 from tests.kernel_model.bpf.loading import FETCH, LOCK, attempt, make_maps
-from tests.kernel_model.bpf.maps import run
-from tests.kernel_model.bpf.running import load
+from tests.kernel_model.bpf.running import load, run
 
 SELFTEST = """
     *(u32 *)(r10 -4) = 0
