@@ -157,14 +157,14 @@ def explore(
     main: Main,
     version: str = "5.10",
     *,
-    bound: int | None = None,
+    strategy: Strategy | None = None,
     stop: str = "",
     limit: int = 20_000,
     **options: Any,
 ) -> Explored:
-    """All executions with at most `bound` preemptions, or until `stop` has gone wrong."""
+    """All executions of the strategy (default: all there are), or until `stop` has gone wrong."""
     explored = Explored()
-    strategy = Dfs(bound)
+    strategy = strategy or Dfs()
     while explored.executions < limit and stop not in explored.wrong and strategy.begin():
         memory = Memory()
         kernel = boot(memory, version, fixes_of(version), **options)

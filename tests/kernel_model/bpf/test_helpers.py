@@ -36,6 +36,7 @@ from kernel_model.uapi import (
 from sim.clock import sleep
 from sim.errors import MisuseError
 from sim.macros import join
+from sim.strategies.dfs import Dfs
 from tests.kernel_model.bpf.running import Once, explore, load, program, run, slept, traced
 
 KEY = """
@@ -278,7 +279,7 @@ def test_lock_in_a_value_keeps_updates(locked: bool) -> None:
         assert isinstance(value, bytes)
         return value[4]
 
-    explored = explore(main, bound=2)
+    explored = explore(main, strategy=Dfs(2))
     assert set(explored.returned) == ({2} if locked else {1, 2})
     assert not explored.wrong
 

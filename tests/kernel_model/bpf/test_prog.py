@@ -40,6 +40,7 @@ from kernel_model.rcu.tree import call_rcu
 from kernel_model.uapi import bpf, bpf_create_map, bpf_map_update_elem, close, u32
 from sim.errors import MisuseError
 from sim.macros import join
+from sim.strategies.dfs import Dfs
 from tests.kernel_model.bpf.running import explore, load, load_sleepable, run, traced
 
 NOTHING = (BPF_MOV64_IMM(0, 0), BPF_EXIT_INSN())
@@ -222,7 +223,7 @@ async def detach_while_running(kernel: Kernel) -> int:
 
 @pytest.mark.parametrize("preempt", ["full", "none"])
 def test_map_lives_until_a_grace_period_after_the_last_reference(preempt: str) -> None:
-    explored = explore(detach_while_running, bound=1, preempt=preempt)
+    explored = explore(detach_while_running, strategy=Dfs(1), preempt=preempt)
 
     assert not explored.wrong
     assert set(explored.returned) == {0, 1}
@@ -237,7 +238,7 @@ def test_without_the_grace_period_the_map_is_used_after_its_end() -> None:
         kernel.replace(call_rcu, at_once)
         return await detach_while_running(kernel)
 
-    assert "use-after-free" in explore(main, bound=1, stop="use-after-free").wrong
+    assert "use-after-free" in explore(main, strategy=Dfs(1), stop="use-after-free").wrong
 
 
 async def free_while_asleep(kernel: Kernel) -> None:
@@ -266,7 +267,7 @@ SLEEP = "r1 = r10\nr1 += -8\nr2 = 8\nr3 = 0\ncall bpf_copy_from_user\nexit"
 
 
 def test_sleepable_program_lives_until_a_trace_grace_period() -> None:
-    assert not explore(free_while_asleep, bound=1).wrong
+    assert not explore(free_while_asleep, strategy=Dfs(1)).wrong
 
 
 def test_with_an_rcu_grace_period_a_sleepable_program_returns_into_freed_text() -> None:
@@ -277,4 +278,4 @@ def test_with_an_rcu_grace_period_a_sleepable_program_returns_into_freed_text() 
         kernel.replace(call_rcu_tasks_trace, wrong_flavour)
         await free_while_asleep(kernel)
 
-    assert "use-after-free" in explore(main, bound=1, stop="use-after-free").wrong
+    assert "use-after-free" in explore(main, strategy=Dfs(1), stop="use-after-free").wrong
