@@ -32,7 +32,7 @@ from kernel_model.linux.task import context, syscall, task
 from kernel_model.rcu.tree import call_rcu
 from kernel_model.uapi import close
 from sim.macros import join, note
-from sim.strategies.random_walk import RandomWalk
+from sim.strategies.pct import Pct
 from tests.kernel_model.bpf.running import Once, explore, load, load_sleepable, program, run
 
 Enter = Callable[[Kernel, BpfProg], Awaitable[Any]]
@@ -284,7 +284,7 @@ def test_replaced_filter_goes_only_after_the_packets_that_met_it(waits: bool) ->
             await cls_bpf_delete(kernel, head)
         return seen[0]
 
-    explored = explore(main, strategy=RandomWalk(1), stop="use-after-free", limit=200)
+    explored = explore(main, strategy=Pct(1, depth=2), stop="use-after-free", limit=200)
     assert ("use-after-free" in explored.wrong) == (not waits)
     assert waits == (not explored.wrong and set(explored.returned) == {1, 2})
 
