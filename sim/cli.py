@@ -293,7 +293,7 @@ def _strategy(name: str, seed: int, preemptions: int | None, depth: int) -> Stra
     if name == "pct":
         return Pct(seed, depth)
     if name == "dfs":
-        return Dfs(preemptions)
+        return Dfs(preemptions, distinct=True)
     raise UsageError(f"--strategy {name}: choose random, pct or dfs")
 
 

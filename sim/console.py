@@ -39,6 +39,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "executions": result.executions,
         "directed": result.directed,
         "cut": result.cut,
+        "redundant": result.redundant,
         "steps": result.steps,
         "elapsed_s": round(result.elapsed_s, 3),
         "complete": result.complete,
@@ -113,6 +114,11 @@ def summary(program: Program, result: Result) -> list[str]:
         f"({_rate(result.executions, result.elapsed_s)} executions/s, "
         f"{_rate(result.steps, result.elapsed_s)} steps/s)"
     ]
+    if result.redundant:
+        lines.append(
+            f"  {result.redundant:,} of them ended early: they came to what had been run before, "
+            "up to the order of independent steps"
+        )
     lines += _what_it_means(program, result)
     for found in result.findings:
         how = ", by a search directed at a predicted one" if found.directed else ""

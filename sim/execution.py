@@ -26,8 +26,8 @@ DEFAULT_MAX_STEPS: Final = 20_000
 class Strategy(Protocol):
     """Decides every choice of an execution.  One file, one algorithm, one citation.
 
-    Both methods must depend on nothing but their arguments, the strategy's own state and its
-    seed.
+    It must depend on nothing but its arguments, its own state and its seed.  If it has a method
+    `observe` and `kinds`, as a Detector, it sees the events, too.
     """
 
     def begin(self) -> bool:
@@ -38,7 +38,8 @@ class Strategy(Protocol):
         """Which thread goes next: an index into `enabled`.
 
         `enabled` has 2 or more threads, in order of creation; `last` took the step before, and
-        need not be enabled.
+        need not be enabled.  An index below 0 ends the execution: whatever could follow is
+        part of another one.
         """
         ...
 
@@ -52,6 +53,7 @@ DONE: Final = "done"  # every thread ended
 DEADLOCKED: Final = "deadlock"  # threads are left, none can take a step
 STOPPED: Final = "finding"  # a fatal finding: what would follow means nothing
 CUT: Final = "step-limit"  # the budget of steps ran out
+REDUNDANT: Final = "redundant"  # the strategy has seen all that could follow
 RUNNING: Final = "running"
 
 Observer = Callable[[Event], None]
@@ -105,8 +107,10 @@ class Execution:
         self._max_steps: Final = max_steps
         self._audit: Final = audit
         self._at_once: Final = frozenset() if every_step else ops.LOCAL
-        self._watchers: Final = [
-            [d for d in detectors if d.kinds is None or kind in d.kinds]
+        observers: list[Any] = [strategy] if hasattr(strategy, "observe") else []
+        observers += detectors
+        self._watchers: Final[list[list[Any]]] = [
+            [d for d in observers if d.kinds is None or kind in d.kinds]
             for kind in range(len(ops.KIND_NAMES))
         ]
         self._alive: Final[list[Thread]] = []
@@ -203,6 +207,9 @@ class Execution:
             self._finish()
             return None
         index = self._strategy.pick(enabled, self._last)
+        if index < 0:
+            self.state = REDUNDANT
+            return None
         self.choices.append(index)
         self.choice_steps.append(self.step)
         return enabled[index]

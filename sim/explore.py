@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, final
 from sim.detectors import Prediction
 from sim.errors import NondeterminismError
 from sim.events import Finding
-from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, Execution, Strategy
+from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, Execution, Strategy
 from sim.hosts import direct
 from sim.run import Host, Run, fingerprint, run_once
 from sim.strategies.replay import Choices, Hold
@@ -59,7 +59,8 @@ class Found:
 class Result:
     """What an exploration did and found so far.
 
-    executions  run in all; directed of them in directed searches, cut at the step budget
+    executions  run in all; of them: directed at a predicted finding, cut at the step budget,
+                redundant (ended early, for the same had been run before)
     outcomes    how often each combination of `outcome` values was seen
     findings    those that decide the verdict; races: data races that are legal by design
     predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
@@ -71,6 +72,7 @@ class Result:
     executions: int = 0
     directed: int = 0
     cut: int = 0
+    redundant: int = 0
     steps: int = 0
     elapsed_s: float = 0.0
     outcomes: Counter[tuple[Any, ...]] = field(default_factory=Counter)
@@ -195,6 +197,8 @@ class Explorer:
         result.elapsed_s = time.monotonic() - self._started
         if execution.state is CUT:
             result.cut += 1
+        elif execution.state is REDUNDANT:
+            result.redundant += 1
         elif execution.state is DONE and execution.outcomes:
             result.outcomes[tuple(value for _, value in sorted(execution.outcomes, key=_by))] += 1
         if self._progress is not None:

@@ -4,7 +4,7 @@ Covers: BPF_MAP_TYPE_ARRAY_OF_MAPS and BPF_MAP_TYPE_HASH_OF_MAPS, bpf_map_update
 bpf_map_delete_elem() from user space, look-ups from programs, the free of inner maps.
 Scenario: each reader passes a raw tracepoint whose program does outer[0] -> inner[0] -> value. An
 updater puts a fresh inner map into the slot, which holds the last reference to the one before, as
-often as asked, and then deletes the slot.
+often as asked, and then deletes the slot. At last (teardown) everything is closed.
 Expect: a reader sees the value of one of the inner maps, or none. Nobody touches freed memory.
 """
 
@@ -99,6 +99,7 @@ async def inner_map_replace(
     readers: int = 1,
     runs: int = 1,
     updates: int = 1,
+    teardown: bool = False,
 ) -> None:
     map_type, flags = OUTER_MAPS[outer]
     first, *fresh = [await new_inner_map(kernel, FIRST_VALUE + i) for i in range(updates + 1)]
@@ -120,5 +121,6 @@ async def inner_map_replace(
     tasks.append(await task(kernel, updater, kernel, outer_fd, tuple(fresh), name="updater"))
     for thread in tasks:
         await join(thread)
-    for fd in (link_fd, prog_fd, outer_fd):
-        await close(kernel, fd)
+    if teardown:
+        for fd in (link_fd, prog_fd, outer_fd):
+            await close(kernel, fd)

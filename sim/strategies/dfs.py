@@ -3,6 +3,11 @@
 The bound is that of Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing
 of Multithreaded Programs", PLDI 2007: a switch away from a thread that could have gone on
 counts; a switch from one that waits or has ended does not.
+
+Interleavings that differ only in the order of independent steps lead to the same states.  Where
+the search meets a past that it has met before (`sim.strategies.causality`), with the same thread
+to go on and no fewer preemptions left, it stops that execution: all that could follow has been
+run, or will be.
 """
 
 from __future__ import annotations
@@ -11,7 +16,11 @@ from collections.abc import Sequence
 from typing import Final, final
 
 from sim.errors import NondeterminismError
+from sim.events import Event
+from sim.strategies.causality import Causality
 from sim.threads import Thread
+
+REDUNDANT: Final = -1  # instead of a thread: this execution need not go on
 
 
 @final
@@ -19,16 +28,22 @@ class Dfs:
     """All executions, or all with at most `bound` preemptions, each exactly once.
 
     bound     None: unbounded
+    distinct  whether to stop an execution as soon as its past is one that was met before
     complete  whether every execution (within the bound) has been run
     """
 
-    def __init__(self, bound: int | None = None) -> None:
+    kinds = None  # sees every event
+
+    def __init__(self, bound: int | None = None, *, distinct: bool = False) -> None:
         self.bound: Final = bound
+        self.distinct: Final = distinct
         self.complete = False
         self._path: Final[list[list[int]]] = []  # [taken, alternatives] per choice
         self._depth = 0
         self._preemptions = 0
         self._runs = 0
+        self._causality = Causality()
+        self._met: Final[dict[tuple[int, int], int]] = {}  # the fewest preemptions it took
 
     def begin(self) -> bool:
         if self._runs:
@@ -41,10 +56,17 @@ class Dfs:
         self._runs += 1
         self._depth = 0
         self._preemptions = 0
+        self._causality = Causality()
         return True
+
+    def observe(self, event: Event) -> None:
+        if self.distinct:
+            self._causality.observe(event)
 
     def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
         first = enabled.index(last) if last is not None and last in enabled else -1
+        if self.distinct and self._depth == len(self._path) and self._again(enabled, first):
+            return REDUNDANT
         may_preempt = self.bound is None or self._preemptions < self.bound
         alternatives = len(enabled) if first < 0 or may_preempt else 1
         taken = self._take(alternatives)
@@ -58,6 +80,16 @@ class Dfs:
     def choose(self, thread: Thread, n: int) -> int:
         del thread
         return self._take(n)
+
+    def _again(self, enabled: Sequence[Thread], first: int) -> bool:
+        """Whether a search from here has nothing to add to one that was begun before."""
+        going_on = enabled[first].key if first >= 0 and self.bound is not None else 0
+        spent = self._preemptions if self.bound is not None else 0
+        here = (self._causality.past, going_on)
+        if self._met.get(here, spent + 1) <= spent:
+            return True
+        self._met[here] = spent
+        return False
 
     def estimate(self) -> float | None:
         """How many executions there are in all, if all subtrees were as large as those seen.
