@@ -1,8 +1,8 @@
 """The checkers can fail: for each deliberate breakage they find a counterexample.
 
 A property test is worth what it can find.  Here `dependent` calls steps independent that are
-not, and `LOCAL` holds kinds that it must not; programs of the features at stake then have to
-show it.
+not, `LOCAL` holds kinds that it must not, and happens-before forgets an edge; programs of the
+features at stake then have to show it.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
 
 from sim import ops
+from sim.detectors.happens_before import HappensBefore
 from sim.ops import Op
 from tests.programs.drawing import Features, only, programs
+from tests.sim.detectors.oracle import difference
 from tests.sim.swapping import local_counterexample, swap_counterexample
 
 SEARCH = settings(
@@ -33,6 +35,7 @@ CELLS = only("accesses")
 ATOMICS = only("atomics")
 LOCKS = only("locks", "accesses")
 SECTIONS = only("sections")
+CPUS = only("accesses", "cpus")
 
 
 def pair(a: int, b: int) -> Dependent:
@@ -80,7 +83,7 @@ DEPENDENT: dict[str, tuple[Dependent, Features]] = {
     "free": (every(ops.FREE), only("objects")),
     "wait_until": (every(ops.WAIT), only("accesses", "waits")),
     "join": (every(ops.JOIN), only("accesses", "forks")),
-    "sharing a CPU": (no_cpus, only("accesses", "cpus")),
+    "sharing a CPU": (no_cpus, CPUS),
     "time and sleep": (pair(ops.CLOCK, ops.SLEEP), only("time")),
     "two sleeps": (pair(ops.SLEEP, ops.SLEEP), only("time")),
 }
@@ -92,10 +95,25 @@ LOCAL: dict[str, tuple[int, Features]] = {
     "trylock": (ops.TRYLOCK, LOCKS),
     "beginning a section": (ops.SECTION_BEGIN, SECTIONS),
     "starting a grace period": (ops.GP_START, SECTIONS),
-    "holding a CPU": (ops.CPU_HOLD, only("accesses", "cpus")),
+    "holding a CPU": (ops.CPU_HOLD, CPUS),
     "reading the clock": (ops.CLOCK, only("time")),
 }
 
+
+ORDER: dict[str, Features] = {
+    "_store": CELLS,
+    "_rmw": ATOMICS,
+    "_take": LOCKS,
+    "_wait": only("accesses", "waits"),
+    "_join": only("accesses", "forks"),
+    "_fence_step": only("accesses", "fences"),
+    "_cpu_hold": CPUS,
+    "_cpu_release": CPUS,
+    "_section_begin": SECTIONS,
+    "_section_end": SECTIONS,
+    "_gp_start": SECTIONS,
+    "_gp_end": SECTIONS,
+}
 
 RARE = ("free", "unlock", "holding a CPU")  # many programs are tried until one shows it
 
@@ -134,3 +152,14 @@ def test_exploring_finds_what_is_wrongly_performed_at_once(
 
     monkeypatch.undo()
     assert local_counterexample(program) == ""
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_the_definition_shows_a_forgotten_edge(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HappensBefore, name, lambda self, index, event: None)
+    drawn = st.tuples(programs(ORDER[name]), st.integers(0, 9))
+
+    program, seed = find(drawn, lambda it: bool(difference(*it)), settings=SEARCH, random=Random(1))
+
+    monkeypatch.undo()
+    assert difference(program, seed) == ""
