@@ -17,10 +17,8 @@ from kernel_model.bpf.anon_inodes import anon_inode_getfd
 from kernel_model.bpf.arraymap import BpfArray
 from kernel_model.bpf.attr import BPF_PROG_LOAD
 from kernel_model.bpf.capability import bpf_capable
-from kernel_model.bpf.core import BpfCall, BpfText, bpf_prog_select_runtime
+from kernel_model.bpf.core import BpfText, bpf_prog_select_runtime
 from kernel_model.bpf.disasm import listing
-from kernel_model.bpf.fixup import FIRST_KERNEL_CALL
-from kernel_model.bpf.helpers import HELPERS, KERNEL_CALLS, MAP_OPS
 from kernel_model.bpf.insn import BPF_MAXINSNS, BPF_PSEUDO_MAP_VALUE, is_ld_imm64
 from kernel_model.bpf.map import BpfMap
 from kernel_model.bpf.map_create import bpf_obj_name_cpy
@@ -296,11 +294,8 @@ def _insn_cnt(attr: ProgLoadAttr) -> int:
 
 
 def _text(name: str, checked: Checked) -> BpfText:
-    """What runs: the rewritten program with its calls and addresses resolved."""
+    """What runs: the rewritten program with its addresses resolved."""
     insns = checked.verdict.insns
-    calls = {number: proto.call for number, proto in HELPERS.items()} | KERNEL_CALLS
-    for imm, (symbol, helper) in enumerate(checked.verdict.calls, start=FIRST_KERNEL_CALL):
-        calls[imm] = BpfCall(symbol, HELPERS[helper].call.nargs, MAP_OPS[helper])
     addresses: dict[int, int] = {}
     for index, insn in enumerate(insns):
         if is_ld_imm64(insn) and insn.src:
@@ -309,7 +304,7 @@ def _text(name: str, checked: Checked) -> BpfText:
             if insn.src == BPF_PSEUDO_MAP_VALUE:
                 assert isinstance(map, BpfArray)  # check_direct_value() saw to it
                 addresses[index] = map.value.addr + insns[index + 1].imm
-    return bpf_prog_select_runtime(name, insns, calls, addresses)
+    return bpf_prog_select_runtime(name, insns, checked.verdict.calls, addresses)
 
 
 bpf_command(BPF_PROG_LOAD, ProgLoadAttr, bpf_prog_load)

@@ -19,17 +19,19 @@ programs without CAP_BPF.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from kernel_model.bpf.attr import BPF_MAP_TYPE_ARRAY
 from kernel_model.bpf.check import check_program
+from kernel_model.bpf.core import BpfCall
 from kernel_model.bpf.disasm import print_bpf_insn
 from kernel_model.bpf.do_check import do_check
-from kernel_model.bpf.fixup import KernelCall, fixup_bpf_calls
+from kernel_model.bpf.fixup import FIRST_KERNEL_CALL, KernelCall, fixup_bpf_calls
 from kernel_model.bpf.helper_ids import BPF_FUNC_MAX_ID, func_id_name
-from kernel_model.bpf.helpers import HELPERS
+from kernel_model.bpf.helpers import HELPERS, KERNEL_CALLS, MAP_OPS
 from kernel_model.bpf.insn import (
     BPF_CLASS,
     BPF_LD,
@@ -68,13 +70,13 @@ class Verdict:
     errno  0, or why it is refused
     log    what the verifier wrote
     insns  the rewritten program; a constant that stands for a map has its index in `used_maps`
-    calls  functions of the kernel that it calls, from `FIRST_KERNEL_CALL` on
+    calls  the functions of the kernel that it may call, by the immediate of the call
     """
 
     errno: int
     log: str
     insns: tuple[Insn, ...] = ()
-    calls: tuple[KernelCall, ...] = ()
+    calls: Mapping[int, BpfCall] = field(default_factory=dict)
 
 
 class Checked(NamedTuple):
@@ -92,8 +94,7 @@ async def bpf_check(kernel: Kernel, prog: ProgFacts, insns: tuple[Insn, ...]) ->
     resolving = _Resolving(kernel, prog, insns)
     try:
         await resolving.resolve_pseudo_ldimm64()
-        facts = tuple(map_facts(map, index) for index, map in enumerate(resolving.used_maps))
-        verdict = verify(tuple(resolving.insns), prog, facts)
+        verdict = verify(tuple(resolving.insns), prog, tuple(resolving.facts))
     except Refused as refused:
         verdict = Verdict(refused.errno, f"{refused.message}\n")
     if verdict.errno:
@@ -156,7 +157,15 @@ def verify(insns: tuple[Insn, ...], prog: ProgFacts, maps: tuple[MapFacts, ...])
     except Refused as refused:
         return _refuse(insns, env.insn_idx, refused.errno, refused.message)
     log = f"processed {env.insn_processed} insns (limit {BPF_COMPLEXITY_LIMIT_INSNS})\n"
-    return Verdict(0, log, rewritten, calls)
+    return Verdict(0, log, rewritten, kernel_calls(calls))
+
+
+def kernel_calls(calls: tuple[KernelCall, ...]) -> Mapping[int, BpfCall]:
+    """What a rewritten program may call: helpers, and the functions of the types of its maps."""
+    found = {number: proto.call for number, proto in HELPERS.items()} | KERNEL_CALLS
+    for imm, (name, helper) in enumerate(calls, start=FIRST_KERNEL_CALL):
+        found[imm] = BpfCall(name, HELPERS[helper].call.nargs, MAP_OPS[helper])
+    return found
 
 
 # -- maps ----------------------------------------------------------------------------------------
@@ -196,7 +205,7 @@ class _Resolving:
     """resolve_pseudo_ldimm64(): descriptors become maps.
 
     insns      the program, with the index of a map in place of its descriptor
-    used_maps  the maps, a reference to each
+    used_maps  the maps, a reference to each; `facts` about each
     log        warnings
     """
 
@@ -205,6 +214,7 @@ class _Resolving:
         self.prog: Final = prog
         self.insns: Final = list(insns)
         self.used_maps: Final[list[BpfMap]] = []
+        self.facts: Final[list[MapFacts]] = []
         self.log = ""
 
     async def resolve_pseudo_ldimm64(self) -> None:
@@ -222,20 +232,23 @@ class _Resolving:
 
     async def _use(self, map: BpfMap, insn: Insn, off: int) -> int:
         """The index of the map in `used_maps`."""
+        known = map in self.used_maps
+        at = self.used_maps.index(map) if known else len(self.used_maps)
+        facts = self.facts[at] if known else map_facts(map, at)
         more = self.kernel.has(Fix.SLEEPABLE_MAP_IN_MAP)
-        warning = check_map_prog_compatibility(self.prog, map_facts(map, 0), map_in_map=more)
+        warning = check_map_prog_compatibility(self.prog, facts, map_in_map=more)
         if warning:
             self.log += f"{warning}\n"
             await note("WARN", "trace type BPF program uses run-time allocation")
         if insn.src == BPF_PSEUDO_MAP_VALUE:
             check_direct_value(map, off)
-        if map in self.used_maps:
-            return self.used_maps.index(map)
-        if len(self.used_maps) >= MAX_USED_MAPS:
-            raise Refused(E2BIG, "")
-        await bpf_map_inc(map)
-        self.used_maps.append(map)
-        return len(self.used_maps) - 1
+        if not known:
+            if at >= MAX_USED_MAPS:
+                raise Refused(E2BIG, "")
+            await bpf_map_inc(map)
+            self.used_maps.append(map)
+            self.facts.append(facts)
+        return at
 
 
 def check_direct_value(map: BpfMap, off: int) -> None:
