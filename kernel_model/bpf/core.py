@@ -37,6 +37,7 @@ MAX_JUMPS_BACK: Final = 1_000_000  # of one run; v5.10 verifies no more steps th
 
 # Every thread has 16 KiB of its own where its programs run: a hole, the frames, the context.
 _RUNS: Final = 0xFFFF_C900_0000_0000  # where x86-64 has its kernel stacks
+_RUNS_MASK: Final = (1 << 45) - 1
 _RUN_BITS: Final = 14
 _HOLE: Final = 4096
 _FRAMES: Final = MAX_CALL_FRAMES * MAX_BPF_STACK
@@ -63,6 +64,7 @@ class BpfText:
     insns      the bytecode as the verifier rewrote it
     calls      the functions of the kernel that it calls, by the immediate of the call
     addresses  the 64-bit constants that the loader resolved, by index of the instruction
+    derefs     the loads of pointers that order what depends on them, by index
     bpf_func   the coroutine function that all this was translated to
     """
 
@@ -70,6 +72,7 @@ class BpfText:
     insns: tuple[Insn, ...]
     calls: Mapping[int, BpfCall]
     addresses: Mapping[int, int]
+    derefs: frozenset[int]
     bpf_func: BpfFunc
 
 
@@ -78,12 +81,13 @@ def bpf_prog_select_runtime(
     insns: Sequence[Insn],
     calls: Mapping[int, BpfCall],
     addresses: Mapping[int, int],
+    derefs: frozenset[int] = frozenset(),
 ) -> BpfText:
     """Make a program ready to run; one bytecode is translated only once."""
     used = sorted({insn.imm for insn in insns if is_kernel_call(insn)})
     arity = tuple((imm, calls[imm].nargs) for imm in used if imm in calls)
-    bpf_func = translate(tuple(insns), arity)
-    return BpfText(f"bpf_prog_{name}", tuple(insns), calls, addresses, bpf_func)
+    bpf_func = translate(tuple(insns), arity, derefs)
+    return BpfText(f"bpf_prog_{name}", tuple(insns), calls, addresses, derefs, bpf_func)
 
 
 def bpf_prog_run(
@@ -131,7 +135,7 @@ class BpfRun:
         self.calls: Final = prog.text.calls
         self.addresses: Final = prog.text.addresses
         self.ctx: Final = ctx if isinstance(ctx, bytearray) else bytearray(ctx)
-        self.low: Final = _RUNS + (current().key << _RUN_BITS)
+        self.low: Final = _RUNS + ((current().key << _RUN_BITS) & _RUNS_MASK)
         self.high: Final = self.low + (1 << _RUN_BITS)
         self.base: Final = self.low + _HOLE
         self.ctx_addr: Final = self.base + _FRAMES

@@ -23,11 +23,14 @@ from kernel_model.bpf.insn import (
     BPF_ALU64,
     BPF_CLASS,
     BPF_DIV,
+    BPF_DW,
     BPF_EMIT_CALL,
     BPF_JEQ,
     BPF_JMP_A,
     BPF_JMP_IMM,
     BPF_JNE,
+    BPF_LDX,
+    BPF_MEM,
     BPF_MOD,
     BPF_MOV32_REG,
     BPF_OP,
@@ -49,14 +52,25 @@ class KernelCall(NamedTuple):
     helper: int
 
 
+class Rewritten(NamedTuple):
+    """A program that was rewritten.
+
+    calls   the functions that it calls from `FIRST_KERNEL_CALL` on
+    derefs  the loads of pointers to inner maps, by index; they order what depends on them
+    """
+
+    insns: tuple[Insn, ...]
+    calls: tuple[KernelCall, ...]
+    derefs: frozenset[int]
+
+
 def patch_insns(insns: Sequence[Insn], patches: Mapping[int, Sequence[Insn]]) -> tuple[Insn, ...]:
     """The program with instructions replaced by sequences; jumps and calls keep their targets.
 
     Who jumps to a replaced instruction gets to the first of the sequence. The jumps of a sequence
     are relative to itself. Raises Refused if a jump becomes too long.
     """
-    lengths = [len(patches.get(index, (insn,))) for index, insn in enumerate(insns)]
-    moved = [0, *accumulate(lengths)]
+    moved = _moved(insns, patches)
     patched: list[Insn] = []
     for index, insn in enumerate(insns):
         if index in patches:
@@ -64,6 +78,12 @@ def patch_insns(insns: Sequence[Insn], patches: Mapping[int, Sequence[Insn]]) ->
         else:
             patched.append(_retarget(insn, index, moved))
     return tuple(patched)
+
+
+def _moved(insns: Sequence[Insn], patches: Mapping[int, Sequence[Insn]]) -> Sequence[int]:
+    """Where each instruction is in the patched program; what takes its place begins there."""
+    lengths = [len(patches.get(index, (insn,))) for index, insn in enumerate(insns)]
+    return [0, *accumulate(lengths)]
 
 
 def _retarget(insn: Insn, index: int, moved: Sequence[int]) -> Insn:
@@ -80,17 +100,27 @@ def _retarget(insn: Insn, index: int, moved: Sequence[int]) -> Insn:
     return Insn(insn.code, insn.dst, insn.src, distance, insn.imm)
 
 
-def fixup_bpf_calls(env: Env) -> tuple[tuple[Insn, ...], tuple[KernelCall, ...]]:
-    """The rewritten program, and the functions that it calls from `FIRST_KERNEL_CALL` on."""
+def fixup_bpf_calls(env: Env) -> Rewritten:
+    """The program as it is to run."""
     patches: dict[int, Sequence[Insn]] = {}
     calls: dict[KernelCall, int] = {}
+    outer_lookups: list[int] = []
     for index, insn in enumerate(env.insns):
         map = env.map_of_call.get(index)
         if is_kernel_call(insn) and map is not None:
             patches[index] = _map_call(insn.imm, map, calls)
+            if map.inner is not None:
+                outer_lookups.append(index)
         elif insn.code in _DIVISIONS:
             patches[index] = _guarded_division(insn)
-    return patch_insns(env.insns, patches), tuple(calls)
+    moved = _moved(env.insns, patches)
+    derefs = frozenset(
+        moved[index] + at
+        for index in outer_lookups
+        for at, insn in enumerate(patches[index])
+        if insn.code == BPF_LDX | BPF_MEM | BPF_DW
+    )
+    return Rewritten(patch_insns(env.insns, patches), tuple(calls), derefs)
 
 
 def _map_call(helper: int, map: MapFacts, calls: dict[KernelCall, int]) -> Sequence[Insn]:

@@ -295,7 +295,8 @@ def _insn_cnt(attr: ProgLoadAttr) -> int:
 
 def _text(name: str, checked: Checked) -> BpfText:
     """What runs: the rewritten program with its addresses resolved."""
-    insns = checked.verdict.insns
+    verdict = checked.verdict
+    insns = verdict.insns
     addresses: dict[int, int] = {}
     for index, insn in enumerate(insns):
         if is_ld_imm64(insn) and insn.src:
@@ -304,7 +305,7 @@ def _text(name: str, checked: Checked) -> BpfText:
             if insn.src == BPF_PSEUDO_MAP_VALUE:
                 assert isinstance(map, BpfArray)  # check_direct_value() saw to it
                 addresses[index] = map.value.addr + insns[index + 1].imm
-    return bpf_prog_select_runtime(name, insns, checked.verdict.calls, addresses)
+    return bpf_prog_select_runtime(name, insns, verdict.calls, addresses, verdict.derefs)
 
 
 bpf_command(BPF_PROG_LOAD, ProgLoadAttr, bpf_prog_load)

@@ -85,8 +85,10 @@ from kernel_model.bpf.insn import (
     Insn,
     is_ld_imm64,
 )
+from sim import ops
 from sim.events import Frame
 from sim.macros import load_at, rmw_at, store_at
+from sim.ops import Op
 
 BYTES: Final = {BPF_B: 1, BPF_H: 2, BPF_W: 4, BPF_DW: 8}
 
@@ -133,6 +135,12 @@ _UNSIGNED: Final = {
     BPF_JSET: "&",
 }
 
+
+def deref_at(addr: int, size: int) -> Op[int]:
+    """Read a pointer that orders what depends on it, as one instruction of the JIT does."""
+    return Op(ops.LOAD, "load", addr, size, None, None, ops.DEREF)
+
+
 _FORMATS: Final = {8: "<B", 16: "<H", 32: "<I", 64: "<Q"}
 
 _GLOBALS: Final[Mapping[str, Any]] = {
@@ -140,6 +148,7 @@ _GLOBALS: Final[Mapping[str, Any]] = {
     "Position": Position,
     "Unset": Unset,
     "alu": ALU,
+    "deref_at": deref_at,
     "jmp": JMP,
     "load_at": load_at,
     "rmw_at": rmw_at,
@@ -150,16 +159,21 @@ _GLOBALS: Final[Mapping[str, Any]] = {
 
 
 @lru_cache(maxsize=256)
-def translate(insns: tuple[Insn, ...], arity: tuple[tuple[int, int], ...] = ()) -> BpfFunc:
+def translate(
+    insns: tuple[Insn, ...],
+    arity: tuple[tuple[int, int], ...] = (),
+    derefs: frozenset[int] = frozenset(),
+) -> BpfFunc:
     """The coroutine function that runs the program, made once per distinct bytecode.
 
-    `arity` has (number, number of arguments) for every kernel function that is called.
+    arity   (number, number of arguments) for every kernel function that is called
+    derefs  the loads of pointers that order what depends on them
     """
     starts = sorted({0} | {i + insn.imm + 1 for i, insn in enumerate(insns) if is_bpf_call(insn)})
     starts = [start for start in starts if 0 <= start < len(insns)]
     names = dict(_GLOBALS)
     for start, end in pairwise([*starts, len(insns)]):
-        function = _Function(insns, start, end, dict(arity))
+        function = _Function(insns, start, end, dict(arity), derefs)
         source, lines = function.source()
         names[f"lines_{start}"] = lines
         code = compile(source, f"<bpf function at insn {start}>", "exec")
@@ -205,12 +219,18 @@ class _Function:
     """The Python text of one function of a program, and which line belongs to which insn."""
 
     def __init__(
-        self, insns: Sequence[Insn], start: int, end: int, arity: Mapping[int, int]
+        self,
+        insns: Sequence[Insn],
+        start: int,
+        end: int,
+        arity: Mapping[int, int],
+        derefs: frozenset[int],
     ) -> None:
         self.insns = insns
         self.start = start
         self.end = end
         self.arity = arity
+        self.derefs = derefs
         self.here = start
         self.text: list[str] = []
         self.lines: list[int] = []

@@ -20,7 +20,7 @@ programs without CAP_BPF.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
@@ -71,12 +71,14 @@ class Verdict:
     log    what the verifier wrote
     insns  the rewritten program; a constant that stands for a map has its index in `used_maps`
     calls  the functions of the kernel that it may call, by the immediate of the call
+    derefs  its loads of pointers to inner maps
     """
 
     errno: int
     log: str
     insns: tuple[Insn, ...] = ()
     calls: Mapping[int, BpfCall] = field(default_factory=dict)
+    derefs: frozenset[int] = frozenset()
 
 
 class Checked(NamedTuple):
@@ -107,7 +109,7 @@ async def bpf_check(kernel: Kernel, prog: ProgFacts, insns: tuple[Insn, ...]) ->
 def _after(log: str, verdict: Verdict) -> Verdict:
     if not log:
         return verdict
-    return Verdict(verdict.errno, log + verdict.log, verdict.insns, verdict.calls)
+    return replace(verdict, log=log + verdict.log)
 
 
 @lru_cache(maxsize=256)
@@ -153,11 +155,11 @@ def verify(insns: tuple[Insn, ...], prog: ProgFacts, maps: tuple[MapFacts, ...])
     env = Env(insns, prog, maps)
     try:
         do_check(env)
-        rewritten, calls = fixup_bpf_calls(env)
+        rewritten = fixup_bpf_calls(env)
     except Refused as refused:
         return _refuse(insns, env.insn_idx, refused.errno, refused.message)
     log = f"processed {env.insn_processed} insns (limit {BPF_COMPLEXITY_LIMIT_INSNS})\n"
-    return Verdict(0, log, rewritten, kernel_calls(calls))
+    return Verdict(0, log, rewritten.insns, kernel_calls(rewritten.calls), rewritten.derefs)
 
 
 def kernel_calls(calls: tuple[KernelCall, ...]) -> Mapping[int, BpfCall]:

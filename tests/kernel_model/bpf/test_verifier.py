@@ -151,6 +151,21 @@ def test_value_of_an_array_with_one_element_has_an_address() -> None:
     assert "r1 = map[id:2][0]+4" in listed("r1 = map_value[one]+4\nr0 = *(u32 *)(r1 +0)\nexit")
 
 
+@pytest.mark.parametrize("outer", ["outer", "outer_hash"])
+def test_pointer_to_an_inner_map_orders_what_depends_on_it(outer: str) -> None:
+    async def main(kernel: Kernel) -> list[str]:
+        fd = await load(kernel, SELFTEST.replace("outer", outer), maps=await make_maps(kernel))
+        async with syscall(kernel):
+            prog = await bpf_prog_get(kernel, fd)
+            assert isinstance(prog, BpfProg)
+            lines = prog.listing().splitlines()
+            marked = [line for line in lines if int(line[:4]) in prog.text.derefs]
+            await bpf_prog_put(kernel, prog)
+        return [line[6:] for line in marked]
+
+    assert run(main) == ["(79) r0 = *(u64 *)(r0 +0)"]
+
+
 def test_verdict_depends_on_nothing_but_content() -> None:
     async def main(kernel: Kernel) -> None:
         maps = await make_maps(kernel)
