@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
 
-.PHONY: help venv test test-slow check demo bench clean
+.PHONY: help venv test test-slow check demo golden bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,6 +51,9 @@ demo: $(STAMP)  ## find a race of v5.10, replay its trace, search v6.8 in vain
 # $(call expect,CODE,COMMAND): COMMAND has to exit with CODE.
 expect = { $(2); code=$$?; test $$code -eq $(1) || \
     { echo "make demo: expected exit code $(1), got $$code" >&2; exit 1; }; }
+
+golden: $(STAMP)  ## record the golden traces and their reports anew
+	$(BIN)/python -m tests.golden
 
 bench: $(STAMP)  ## measure executions/s and steps/s, as ratios to a bare loop
 	$(BIN)/python -m tests.bench

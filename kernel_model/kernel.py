@@ -116,8 +116,9 @@ class Kernel:
     def replace(self, function: Callable[..., Any], mine: Callable[..., Any]) -> None:
         """Run `mine` wherever the model calls `function`, to try a patch.
 
-        Raises MisuseError if `function` is not a model function that can be replaced, or the
-        signatures differ.
+        Call it before the workload's first `await`; traces and verdicts name what is replaced.
+        Raises MisuseError if `function` is not a model function that can be replaced, the
+        signatures differ, or the run has begun.
         """
         name = getattr(function, "__name__", repr(function))
         if not hasattr(function, "kernel_function"):
@@ -131,7 +132,10 @@ class Kernel:
         original = inspect.unwrap(function)
         if inspect.iscoroutinefunction(original) != inspect.iscoroutinefunction(mine):
             raise MisuseError(f"kernel.replace({name}, ...): both must be `async def`, or neither")
+        if self.memory.step:
+            raise MisuseError(f"kernel.replace({name}, ...): call it before the first `await`")
         self._replaced[name] = mine
+        self.memory.remarks["replaced"] = " ".join(self.replaced)
 
     def implementation(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         """What runs when the model calls the function `name`."""

@@ -35,6 +35,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "kernel": program.machine.version,
         "model": machine_line(program),
         "params": dict(program.params),
+        **result.remarks,
         **options,
         "executions": result.executions,
         "directed": result.directed,
@@ -139,7 +140,8 @@ def _headline(program: Program, result: Result) -> str:
     name = program.workload.name
     machine = machine_line(program)
     on = f" on {machine}" if machine else ""
-    return f"{result.verdict.upper()}: {name}{on}"
+    remarks = "".join(f", {what}: {said}" for what, said in result.remarks.items())
+    return f"{result.verdict.upper()}: {name}{on}{remarks}"
 
 
 def _what_it_means(program: Program, result: Result) -> list[str]:

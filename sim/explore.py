@@ -66,6 +66,7 @@ class Result:
     predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
     complete    whether every interleaving (within the strategy's bound) has been run
     stopped     what ended the search
+    remarks     what the machine says about itself (functions that the workload has replaced)
     estimate    of the number of executions in all, None if the strategy knows none
     """
 
@@ -82,6 +83,7 @@ class Result:
     complete: bool = False
     bound: int | None = None
     stopped: str = ""
+    remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
 
     @property
@@ -194,6 +196,7 @@ class Explorer:
         result = self.result
         result.executions += 1
         result.steps += execution.step
+        result.remarks = execution.memory.remarks
         result.elapsed_s = time.monotonic() - self._started
         if execution.state is CUT:
             result.cut += 1

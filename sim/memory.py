@@ -56,6 +56,7 @@ class Memory:
     stacks  whether call stacks are kept for allocations and frees
     fault   what was wrong with the operation applied last, None if nothing was
     step    number of the step being applied; set by the execution
+    remarks what the machine says about itself before the first step; goes into a trace's header
     """
 
     def __init__(self, *, stacks: bool = False) -> None:
@@ -63,6 +64,7 @@ class Memory:
         self.clock = Clock()
         self.fault: Fault | None = None
         self.step = 0
+        self.remarks: dict[str, str] = {}
         self.roots: list[Struct] = []
         self.allocated: dict[int, Site] = {}
         self.freed: dict[int, Site] = {}

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, final
 
+import msgspec
+
 from sim import ops
 from sim.errors import InternalError
 from sim.events import Event
@@ -78,10 +80,9 @@ class TraceWriter:
         return self._watched
 
     def begin(self, execution: Execution) -> None:
-        """Write the header; the initial state of `execution` follows when it starts."""
+        """When `execution` starts, write the header and its initial state."""
         self._execution = execution
         execution.on_start = self._start
-        self._emit(self._header)
 
     def __call__(self, event: Event) -> None:
         """Write what happened."""
@@ -102,8 +103,10 @@ class TraceWriter:
         self._emit(Verdict(execution.state, self._steps, records))
 
     def _start(self) -> None:
-        roots = self._running().memory.roots
-        self._emit(State({render(made): cells_of(made) for made in roots}))
+        memory = self._running().memory
+        environment = self._header.environment | memory.remarks
+        self._emit(msgspec.structs.replace(self._header, environment=environment))
+        self._emit(State({render(made): cells_of(made) for made in memory.roots}))
 
     def _running(self) -> Execution:
         if self._execution is None:
