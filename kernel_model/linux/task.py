@@ -106,8 +106,8 @@ class Context:
 
     @property
     def sleep_is_noticed(self) -> bool:
-        """Whether others can tell that it sleeps: they get the CPU, or a grace period ends."""
-        return self._has_cpu or self._rcu.section is not None or self._tasks.section is not None
+        """Whether others can tell that it sleeps: it ends a section (and gives up the CPU)."""
+        return self._rcu.section is not None or self._tasks.section is not None
 
     def forget_lock(self, place: Cell[Thread | None]) -> None:
         """The thread is about to release a lock; unless it holds it, memory will complain."""

@@ -33,7 +33,7 @@ async def synchronize_rcu_mult(kernel: Kernel, *calls: CallRcu) -> None:
 
 
 def _domains(kernel: Kernel, call: CallRcu) -> tuple[Domain, ...]:
-    if call is call_rcu or (call is call_rcu_tasks and kernel.preempt == "none"):
+    if call is call_rcu:
         return RCU.domains(kernel)
     if call is call_rcu_tasks:
         return TASKS.domains(kernel)

@@ -32,7 +32,7 @@ class RcuTasks(Struct):
 
 
 def _domains(kernel: Kernel) -> tuple[Domain, ...]:
-    if "TASKS_RCU" not in kernel.config:
+    if kernel.preempt == "full" and "TASKS_RCU" not in kernel.config:
         raise MisuseError(
             "this kernel has no Tasks RCU to wait for: boot it with "
             'config=frozenset({"TASKS_RCU"}), or with preempt="none"'

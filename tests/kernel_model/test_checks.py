@@ -258,6 +258,16 @@ def test_sleeping_where_it_is_allowed(body: Code, preempt: str) -> None:
     assert not titles(inside(lambda shared: mutex(shared.b_lock), body), preempt)
 
 
+@pytest.mark.parametrize("preempt", ["none", "full"])
+def test_waiting_for_a_grace_period_in_atomic(preempt: str) -> None:
+    async def waits(kernel: Kernel, shared: Shared) -> None:
+        await synchronize_rcu(kernel)
+
+    assert INVALID.format("__wait_rcu_gp in synchronize_rcu") in titles(
+        inside(lambda shared: preempt_disable(), waits), preempt
+    )
+
+
 def test_a_callback_must_not_sleep() -> None:
     async def callback(kernel: Kernel, shared: Shared) -> None:
         await takes_mutex(kernel, shared)
@@ -451,6 +461,35 @@ def test_a_reader_that_takes_its_time(ms: int, stalled: bool) -> None:
     assert explored.titles == (expected if stalled else set())
 
 
+async def be_busy() -> None:
+    for _ in range(checks.STALL_STEPS + 10):
+        await note("busy")
+
+
+def test_a_reader_that_has_ended() -> None:
+    async def reader(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            async with rcu_read_lock():
+                await WRITE_ONCE(shared.x, 1)
+            await be_busy()
+
+    async def main(kernel: Kernel, shared: Shared) -> None:
+        await task(kernel, reader, kernel, shared, name="reader", cpu=0)
+        async with syscall(kernel):
+            await synchronize_rcu(kernel)
+
+    assert not explore(main, limit=200).findings
+
+
+def test_a_barrier_that_waits_for_a_long_callback() -> None:
+    async def main(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            await call_rcu(kernel, be_busy)
+            await rcu_barrier(kernel)
+
+    assert not explore(main).findings
+
+
 def test_a_reader_that_nobody_waits_for() -> None:
     async def main(kernel: Kernel, shared: Shared) -> None:
         async with syscall(kernel):
@@ -460,7 +499,6 @@ def test_a_reader_that_nobody_waits_for() -> None:
     async def long_reader(kernel: Kernel) -> None:
         async with syscall(kernel):
             async with rcu_read_lock():
-                for _ in range(checks.STALL_STEPS + 10):
-                    await note("busy")
+                await be_busy()
 
     assert not explore(main).findings

@@ -1,6 +1,5 @@
 """Descriptors and files: numbers, references, release."""
 
-
 import pytest
 
 from kernel_model.boot import boot

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kernel_model.kernel import Kernel
-from kernel_model.linux.completion import complete, complete_all, wait_for_completion
+from kernel_model.linux.completion import UINT_MAX, complete, complete_all, wait_for_completion
 from kernel_model.linux.mutex import mutex, mutex_trylock, mutex_unlock
 from kernel_model.linux.spinlock import spin_lock, spin_lock_bh, spin_lock_irqsave
 from kernel_model.linux.task import context, syscall, task
@@ -188,11 +188,12 @@ def test_complete_all_lets_every_waiter_go_on(preempt: str) -> None:
     async def main(kernel: Kernel, shared: Shared) -> None:
         await spawn(waiter, kernel, shared, name="a")
         await complete_all(shared.done)
-        await spawn(waiter, kernel, shared, name="b")
+        await join(await spawn(waiter, kernel, shared, name="b"))
+        await outcome(await READ_ONCE(shared.done))
 
     explored = explore(main, preempt=preempt)
     assert explored.states == {"done"}
-    assert explored.outcomes == {(0, 0)}
+    assert explored.outcomes == {(0, 0, UINT_MAX)}
 
 
 def test_what_is_done_already_needs_no_sleep() -> None:

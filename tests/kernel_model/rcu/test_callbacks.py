@@ -16,7 +16,7 @@ from kernel_model.rcu.tasks_trace import (
 )
 from kernel_model.rcu.tree import call_rcu, rcu_barrier, rcu_read_lock, synchronize_rcu
 from sim.errors import MisuseError
-from sim.macros import READ_ONCE, WRITE_ONCE, atomic_fetch_add, join, outcome
+from sim.macros import READ_ONCE, WRITE_ONCE, atomic_fetch_add, join, outcome, wait_until
 from tests.kernel_model.support import TASKS_RCU, Explored, Shared, explore
 
 ANY = {(0, 0), (0, 1), (1, 0), (1, 1)}
@@ -164,6 +164,18 @@ def test_callbacks_of_two_cpus_run_in_any_order() -> None:
     assert order_of_callbacks("rcu", "full", cpus=(0, 1)).outcomes == IN_ANY_ORDER
 
 
+def test_callbacks_of_a_thread_that_shares_no_cpu_run_in_any_order() -> None:
+    async def callback(shared: Shared, name: str) -> None:
+        await outcome((name, await atomic_fetch_add(shared.x, 1)))
+
+    async def main(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            for name in "ab":
+                await call_rcu(kernel, callback, shared, name)
+
+    assert explore(main).outcomes == IN_ANY_ORDER
+
+
 @pytest.mark.parametrize("flavour", ["tasks", "trace"])
 def test_callbacks_of_one_kthread_run_in_order(flavour: str) -> None:
     assert order_of_callbacks(flavour, "full", cpus=(0, 1)).outcomes == IN_ORDER
@@ -195,6 +207,19 @@ def test_a_callback_runs_with_bottom_halves_off(flavour: str) -> None:
 
     kind = "softirq" if flavour == "rcu" else "kthread"
     assert explore(main, config=TASKS_RCU).outcomes == {((kind, True, True),)}
+
+
+def test_tasks_rcu_does_not_wait_for_callbacks() -> None:
+    async def callback(shared: Shared) -> None:
+        await wait_until(bool, shared.done)
+
+    async def main(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            await call_rcu_tasks_trace(kernel, callback, shared)
+            await synchronize_rcu_tasks(kernel)
+            await WRITE_ONCE(shared.done, 1)
+
+    assert explore(main, config=TASKS_RCU).states == {"done"}
 
 
 def test_a_callback_is_a_reader() -> None:
@@ -300,9 +325,8 @@ def test_mult_takes_call_functions_only() -> None:
         explore(main)
 
 
-def test_one_cpu_without_preemption_has_nobody_to_wait_for() -> None:
-    """And no reader of it is ever overtaken, kernel threads and callbacks included."""
-    kinds: list[str] = []
+def on_one_cpu(preempt: str) -> Explored:
+    """A reader, and a callback that is one, against an updater on the same CPU."""
 
     async def update(kernel: Kernel, shared: Shared) -> None:
         async with syscall(kernel):
@@ -320,8 +344,14 @@ def test_one_cpu_without_preemption_has_nobody_to_wait_for() -> None:
         await task(kernel, update, kernel, shared, name="updater")
         await task(kernel, reads, kernel, shared, name="reader")
 
-    explored = explore(
-        main, preempt="none", cpus=1, observer=lambda event: kinds.append(event.op.name)
-    )
-    assert "synchronize_rcu" not in kinds
+    return explore(main, preempt=preempt, cpus=1)
+
+
+def test_one_cpu_without_preemption_has_nobody_to_wait_for() -> None:
+    explored = on_one_cpu("none")
     assert {pair for said in explored.outcomes for pair in said} == {(0, 0), (1, 1)}
+
+
+def test_one_cpu_with_preemption_has() -> None:
+    explored = on_one_cpu("full")
+    assert {pair for said in explored.outcomes for pair in said} == PROTECTED

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kernel_model.kernel import Kernel
+from kernel_model.linux.mutex import mutex
 from kernel_model.linux.preempt import (
     local_bh_disable,
     local_irq_save,
@@ -23,7 +24,7 @@ from kernel_model.rcu.tasks_trace import rcu_read_lock_trace, synchronize_rcu_ta
 from kernel_model.rcu.tree import rcu_read_lock, synchronize_rcu
 from sim.execution import DEADLOCKED, DONE
 from sim.macros import store, wait_until
-from sim.threads import Body
+from sim.threads import Body, spawn
 from tests.kernel_model.support import TASKS_RCU, Shared, explore
 
 State = Callable[[Kernel, Shared], Body]
@@ -209,6 +210,42 @@ def test_preemption_is_impossible_without_it(name: str) -> None:
         pass
 
     assert is_waited_for(state, no_wait, cpu=0, preempt="none")
+
+
+def test_blocked_in_a_reader_is_a_bug() -> None:
+    """Without preemption nobody waits for the reader; with it, its task is still waited for."""
+
+    async def blocked(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            async with rcu_read_lock():
+                async with sleeping("wait"):
+                    await stay(shared)
+
+    assert not is_waited_for(blocked, synchronize_rcu, cpu=1, preempt="none")
+    assert is_waited_for(blocked, synchronize_rcu, cpu=1, preempt="full")
+
+
+@pytest.mark.parametrize(
+    ("preempt", "flavour"), [("none", "rcu"), ("full", "rcu"), ("full", "tasks")]
+)
+def test_blocked_on_a_mutex(preempt: str, flavour: str) -> None:
+    """Nobody waits for a task that waits for the mutex of who waits for the grace period."""
+
+    async def blocked(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            await store(shared.x, 1)
+            async with mutex(shared.a_lock):
+                pass
+
+    async def main(kernel: Kernel, shared: Shared) -> None:
+        async with syscall(kernel):
+            async with mutex(shared.a_lock):
+                await spawn(blocked, kernel, shared, name="blocked")
+                async with sleeping("wait"):
+                    await wait_until(bool, shared.x)
+                await FLAVOURS[flavour](kernel)
+
+    assert explore(main, preempt=preempt, config=TASKS_RCU).states == {DONE}
 
 
 def test_preemption_is_impossible_where_it_is_off() -> None:
