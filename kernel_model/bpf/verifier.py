@@ -14,7 +14,8 @@ no refused program but a MisuseError.
 
 Not modelled: most of the verifier, see `kernel_model.bpf.do_check`; of several faults of a program
 the one that is reported may be another one than the kernel's; the memory that verification takes;
-programs without CAP_BPF.
+programs without CAP_BPF; that the kernel also warns in its own log of tracing programs with maps
+that allocate.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ from kernel_model.bpf.prog_types import (
 from kernel_model.bpf.translate import is_kernel_call
 from kernel_model.bpf.verifier_state import Env, MapFacts, ProgFacts, Refused
 from kernel_model.fixes import Fix
+from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import E2BIG, EINVAL, ENOTSUPP
 from kernel_model.linux.file import File, fdget, fput
 from sim.errors import MisuseError
-from sim.macros import note
 
 if TYPE_CHECKING:
     from kernel_model.kernel import Kernel
@@ -88,6 +89,7 @@ class Checked(NamedTuple):
     used_maps: tuple[BpfMap, ...] = ()
 
 
+@kernel_function
 async def bpf_check(kernel: Kernel, prog: ProgFacts, insns: tuple[Insn, ...]) -> Checked:
     """Verify and rewrite a program."""
     refusal = _check_structure(insns, prog)
@@ -241,7 +243,6 @@ class _Resolving:
         warning = check_map_prog_compatibility(self.prog, facts, map_in_map=more)
         if warning:
             self.log += f"{warning}\n"
-            await note("WARN", "trace type BPF program uses run-time allocation")
         if insn.src == BPF_PSEUDO_MAP_VALUE:
             check_direct_value(map, off)
         if not known:

@@ -202,6 +202,18 @@ out:
 """
 
 
+def test_error_of_a_program_is_a_finding_about_it() -> None:
+    """The offset of this access varies, which the light walk does not follow."""
+    code = "call 7\nr0 &= 8\nr1 = r10\nr1 += r0\n*(u64 *)(r1 -8) = 0\nr0 = 0\nexit"
+
+    async def main(kernel: Kernel) -> None:
+        await traced(kernel, await load(kernel, code, name="off"))
+
+    found = str(explore(main).wrong)
+    assert "BpfProgramError" in found
+    assert "bpf_prog_off: insn 4: (7a) *(u64 *)(r1 -8) = 0: " in found
+
+
 async def detach_while_running(kernel: Kernel) -> int:
     """A task runs a program while its last reference goes; its map has no other one."""
     results: list[int] = []
