@@ -77,7 +77,7 @@ class Livelock:
         names = tuple(sorted(t.name for t in able))
         return Finding(
             LIVELOCK,
-            f"INFO: livelock: {', '.join(names)} go on for ever and nothing changes",
+            f"INFO: livelock of {', '.join(names)}: nothing changes any more",
             names,
             event.step,
             tuple(call_trace(t) for t in able),

@@ -34,6 +34,7 @@ class Board(Struct):
     racy: Cell[int] = cell(0, legal_races="a statistic")
     item: Cell[Item | None] = cell(None)
     spare: Cell[Item | None] = cell(None, weak=True)
+    any: Cell[Struct | None] = cell(None)
     left: Cell[Thread | None] = cell(None)
     right: Cell[Thread | None] = cell(None)
     data: Bytes
