@@ -131,7 +131,7 @@ def test_deleted_inner_map_outlives_readers_in_every_interleaving(version: str) 
     found = explore(reader_against("array", "delete"), version)
 
     assert not found.wrong
-    assert found.executions > 5_000
+    assert found.executions > 1_000
 
 
 def test_removed_wait_is_what_v5_8_had() -> None:
