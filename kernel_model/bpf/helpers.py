@@ -9,7 +9,8 @@ and `bpf_copy_from_user` fails by choice under the fault "usercopy". It always s
 page had to be read in, and on its return fetches the next instruction, so that running a program
 that was freed meanwhile is noticed.
 
-Not modelled: all other helpers; user memory that changes; `copy_from_user` that need not sleep.
+Not modelled: all other helpers; user memory that changes; `copy_from_user` that need not sleep; a
+warning of `bpf_get_smp_processor_id` in preemptible programs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Not modelled: BTF, so that a program names the kernel function that it is to be attached to instead
 of giving its `attach_btf_id`; the verifier's log has no level and no limit; attaching to other
-programs; program types that have no constant here.
+programs; program types that have no constant here; flags other than BPF_F_SLEEPABLE are accepted
+and change nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """kernel/bpf/verifier.c, check_helper_call (v5.10): what a program passes to helpers
 
-Not modelled: see `kernel_model.bpf.do_check`; which helper takes which map types, apart from what
-`HELPERS` has.
+Not modelled: see `kernel_model.bpf.do_check`; names of maps.
 """
 
 from __future__ import annotations
