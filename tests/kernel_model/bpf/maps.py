@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kernel_model.boot import boot
+from kernel_model.bpf.anon_inodes import anon_inode_getfd
 from kernel_model.bpf.map import BpfMap
 from kernel_model.checks import linux_detectors
 from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
-from kernel_model.linux.file import FdTable, File
-from kernel_model.linux.task import task
+from kernel_model.linux.file import FdTable, File, FileOperations
+from kernel_model.linux.task import syscall, task
 from sim.detectors import standard_detectors
 from sim.detectors.crash import Crash
 from sim.detectors.leak import Leak
@@ -165,3 +166,14 @@ def live_maps(kernel: Kernel) -> list[str]:
     """Labels of what belongs to maps and has not been freed."""
     kinds = {"bpf_map", "bpf_array", "bpf_htab", "buckets", "htab_elem", "percpu"}
     return [made.label for made in kernel.memory.live() if made.KIND in kinds]
+
+
+async def other_file(kernel: Kernel) -> int:
+    """A descriptor of a file that is no map."""
+
+    async def release(kernel: Kernel, file: File) -> None:
+        pass
+
+    async with syscall(kernel):
+        fops = FileOperations("other", release)
+        return await anon_inode_getfd(kernel, fops, kernel.subsystem(FdTable))
