@@ -28,7 +28,7 @@ class _Baton:
     def __init__(self) -> None:
         self.parked: Final[dict[Thread, trio.lowlevel.Task]] = {}
         self.conductor: trio.lowlevel.Task | None = None
-        self.error: RcusimError | None = None
+        self.error: BaseException | None = None
 
     async def give(self, task: trio.lowlevel.Task) -> None:
         """Conductor: wake `task` and wait until it has parked again or ended."""
@@ -90,7 +90,7 @@ async def run(execution: Execution) -> None:
             # Not raised through the nursery, which would wrap it into an exception group.
             try:
                 await _conduct(execution, resume)
-            except RcusimError as error:
+            except (Exception, KeyboardInterrupt) as error:
                 baton.error = error
             nursery.cancel_scope.cancel()
     finally:
