@@ -80,7 +80,12 @@ class Lvalue(Generic[T]):
         def __add__(self, other: object) -> NoReturn:
             self._used("used in arithmetic")
 
-        __radd__ = __sub__ = __rsub__ = __mul__ = __iadd__ = __int__ = __index__ = __add__
+        __radd__ = __sub__ = __rsub__ = __mul__ = __iadd__ = __add__
+
+        def __int__(self) -> NoReturn:
+            self._used("used as a number")
+
+        __index__ = __int__
 
         def __iter__(self) -> NoReturn:
             self._used("iterated over")

@@ -160,6 +160,8 @@ def free(target: Struct, name: str = "kfree") -> Op[None]:
 
 def join(thread: Thread) -> Op[None]:
     """Wait until `thread` has ended."""
+    if not isinstance(thread, Thread):
+        raise MisuseError(f"join({thread!r}): give it a thread, as in `join(await spawn(...))`")
     return Op(ops.JOIN, "join", thread.key, 0, thread)
 
 

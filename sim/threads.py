@@ -167,6 +167,11 @@ def spawn(
     cpu      the CPU that it is bound to (None: one of its own)
     context  per-thread state of the modelled kernel
     """
+    if not callable(function):
+        raise MisuseError(
+            f"spawn({function!r}): give it the function and its arguments, `spawn(f, x)`, "
+            "not what it returns"
+        )
     op: Op[Thread] = Op(
         FORK, "spawn", target=None, operand=Spawn(function, args, name, cpu, context)
     )
