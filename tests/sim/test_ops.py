@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from sim import ops
 from sim.cells import Cell, Struct, cell
-from sim.errors import UsedWithoutAwait
-from sim.macros import READ_ONCE, free, join, load, smp_mb
+from sim.macros import READ_ONCE, free, join, smp_mb
 from sim.memory import Memory
 from sim.ops import Op, dependent
 from sim.threads import Thread
@@ -104,13 +103,6 @@ def test_merging_states_loses_no_outcome(program: Program) -> None:
         assert every_outcome(program).outcomes == brute_force(program, limit=2000).outcomes
     except TooMany:
         assume(False)
-
-
-def test_an_operation_is_no_value() -> None:
-    box = Memory().static(Box)
-
-    with pytest.raises(UsedWithoutAwait, match=r"write `await load\(\.\.\.\)`"):
-        assert load(box.x)  # type: ignore[truthy-bool]  # the mistake
 
 
 def test_double_free_of_an_object_without_fields() -> None:
