@@ -9,6 +9,7 @@ from kernel_model.checks import linux_detectors
 from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
 from sim.cells import Cell, Struct, cell
+from sim.detectors import Prediction, standard_detectors
 from sim.events import Event, Finding
 from sim.execution import Execution
 from sim.hosts import direct
@@ -40,12 +41,14 @@ class Explored:
     outcomes  per execution, the values said to be outcomes, by name of the thread that said them
     states    how executions ended
     titles    of what was found
+    predicted uses after free that another execution is said to have
     """
 
     executions: int = 0
     outcomes: set[Any] = field(default_factory=set)
     states: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
+    predicted: list[Prediction] = field(default_factory=list)
 
     @property
     def titles(self) -> set[str]:
@@ -58,20 +61,25 @@ def explore(
     fixes: Iterable[str] = (),
     observer: Callable[[Event], None] | None = None,
     limit: int = 20_000,
+    sanitize: bool = False,
     **options: Any,
 ) -> Explored:
-    """Run ``main(kernel, shared)`` under every interleaving, watched by the Linux checks."""
+    """Run ``main(kernel, shared)`` under every interleaving, watched by the Linux checks.
+
+    With `sanitize`, also by the detectors that know nothing of Linux.
+    """
     explored = Explored()
     strategy = Dfs()
     while strategy.begin():
         memory = Memory()
         kernel = boot(memory, fixes=fixes_of("5.10", fixes), **options)
         shared = memory.static(Shared)
+        sanitizers = standard_detectors(memory, explored.predicted) if sanitize else []
         execution = Execution(
             lambda: main(kernel, shared),  # noqa: B023  # called before the next turn
             memory,
             strategy,
-            linux_detectors(),
+            [*sanitizers, *linux_detectors()],
             observer=observer,
             audit=explored.executions == 0,
         )
