@@ -5,10 +5,13 @@ Not modelled: the steps of booting.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from kernel_model.bpf.capability import Credentials
+from kernel_model.bpf.helpers import UserSpace
+from kernel_model.bpf.hooks import Rtnl, Tracepoints
 from kernel_model.bpf.map_refs import MapIds
+from kernel_model.bpf.prog import ProgIds
 from kernel_model.bpf.syscall import Sysctls
 from kernel_model.fixes import DEFAULT_VERSION, Fix, fixes_of
 from kernel_model.kernel import Kernel
@@ -16,7 +19,22 @@ from kernel_model.linux.file import FdTable, FileCache
 from kernel_model.rcu.tasks import TASKS, RcuTasks
 from kernel_model.rcu.tasks_trace import TRACE, RcuTasksTrace
 from kernel_model.rcu.tree import RCU, RcuData
+from sim.cells import Struct
 from sim.memory import Memory
+
+SUBSYSTEMS: Final[tuple[type[Struct], ...]] = (
+    RcuTasks,
+    RcuTasksTrace,
+    FdTable,
+    FileCache,
+    UserSpace,
+    Credentials,
+    Sysctls,
+    MapIds,
+    ProgIds,
+    Tracepoints,
+    Rtnl,
+)
 
 
 def boot(
@@ -34,6 +52,6 @@ def boot(
     for flavour in (RCU, TASKS, TRACE):
         flavour.callbacks(kernel)
     kernel.percpu(RcuData)
-    for subsystem in (RcuTasks, RcuTasksTrace, FdTable, FileCache, Credentials, MapIds, Sysctls):
+    for subsystem in SUBSYSTEMS:
         kernel.subsystem(subsystem)
     return kernel

@@ -64,6 +64,12 @@ class Fix(Enum):
         since=None,
         requires=("876673364161",),
     )
+    INNER_FREE_TRACE_ONLY = Commit(
+        "mutant:inner-free-trace-only",
+        "the deferred free of an inner map waits for a Tasks Trace grace period only",
+        since=None,
+        requires=("876673364161",),
+    )
 
     @property
     def id(self) -> str:

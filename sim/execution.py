@@ -202,6 +202,7 @@ class Execution:
             return self._local.pop()
         enabled = self.enabled()
         if len(enabled) == 1:
+            self._last = enabled[0]
             return enabled[0]
         if not enabled:
             self._finish()
@@ -212,6 +213,7 @@ class Execution:
             return None
         self.choices.append(index)
         self.choice_steps.append(self.step)
+        self._last = enabled[index]
         return enabled[index]
 
     def enabled(self) -> list[Thread]:
@@ -250,7 +252,6 @@ class Execution:
             elif kind == ops.NOTE and op.name == "outcome":
                 self.outcomes.append((thread.name, op.operand))
         thread.guarded = False
-        self._last = thread
         self._record(Event(self.step, thread, op, thread.result, memory.fault))
         self.step += 1
         return forked

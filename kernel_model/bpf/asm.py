@@ -28,6 +28,7 @@ become relocations, they are resolved at once.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from kernel_model.bpf.disasm import ALU_STRING, JMP_STRING, LDST_STRING
@@ -80,10 +81,15 @@ def assemble(text: str, maps: Mapping[str, int] | None = None) -> tuple[Insn, ..
     `maps` gives the fd for each NAME in `map[NAME]` and `map_value[NAME]`; `map[fd:5]` needs none.
     Raises `AsmError` for the first line that cannot be read.
     """
+    return _assemble(text, tuple((maps or {}).items()))
+
+
+@lru_cache(maxsize=256)  # every execution of a workload assembles the same text
+def _assemble(text: str, maps: tuple[tuple[str, int], ...]) -> tuple[Insn, ...]:
     statements, labels = _read(text)
     program: list[Insn] = []
     for statement in statements:
-        scope = _Scope(len(program), labels, maps or {})
+        scope = _Scope(len(program), labels, dict(maps))
         try:
             program += statement.form.build(statement.fields, scope)
         except InsnError as error:

@@ -35,7 +35,7 @@ from kernel_model.bpf.insn import (
     BPF_REG_0,
     Insn,
 )
-from kernel_model.bpf.map import BpfMap, MapOps
+from kernel_model.bpf.map import BpfMap, MapOps, read_pointer_once
 from kernel_model.bpf.map_in_map import (
     bpf_map_fd_get_ptr,
     bpf_map_fd_put_ptr,
@@ -48,7 +48,7 @@ from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import E2BIG, EINVAL, ENOENT, ENOTSUPP
 from kernel_model.linux.slab import kfree
 from kernel_model.rcu.tree import rcu_read_lock, synchronize_rcu
-from sim.macros import READ_ONCE, load, note, xchg
+from sim.macros import load, note, xchg
 
 if TYPE_CHECKING:
     from kernel_model.kernel import Kernel
@@ -81,7 +81,7 @@ async def bpf_fd_array_map_lookup_elem(kernel: Kernel, array: BpfArray, key: byt
     async with rcu_read_lock():
         if index >= array.max_entries:
             return -ENOENT
-        ptr = await READ_ONCE(array.ptrs[index & array.index_mask])
+        ptr = await read_pointer_once(array.ptrs[index & array.index_mask])
         if ptr is None:
             return -ENOENT
         id = await array.ops.map_fd_sys_lookup_elem(kernel, ptr)
@@ -162,7 +162,7 @@ async def array_of_map_lookup_elem(kernel: Kernel, map: BpfArray, key: bytes) ->
     index = u32(key)
     if index >= map.max_entries:
         return None
-    inner_map: BpfMap | None = await READ_ONCE(map.ptrs[index & map.index_mask])
+    inner_map: BpfMap | None = await read_pointer_once(map.ptrs[index & map.index_mask])
     return inner_map
 
 

@@ -37,7 +37,7 @@ from kernel_model.bpf.insn import (
     BPF_REG_0,
     Insn,
 )
-from kernel_model.bpf.map import BpfMap, MapOps, round_up
+from kernel_model.bpf.map import BpfMap, MapOps, read_pointer_once, round_up
 from kernel_model.bpf.map_in_map import (
     bpf_map_fd_get_ptr,
     bpf_map_fd_put_ptr,
@@ -48,7 +48,7 @@ from kernel_model.bpf.map_in_map import (
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import EINVAL, ENOENT
 from kernel_model.rcu.tree import rcu_read_lock
-from sim.macros import READ_ONCE, load
+from sim.macros import load
 
 if TYPE_CHECKING:
     from kernel_model.kernel import Kernel
@@ -78,7 +78,7 @@ async def bpf_fd_htab_map_lookup_elem(kernel: Kernel, htab: BpfHtab, key: bytes)
         l = await __htab_map_lookup_elem(kernel, htab, key)
         if l is None:
             return -ENOENT
-        id = await bpf_map_fd_sys_lookup_elem(kernel, await READ_ONCE(l.ptr))
+        id = await bpf_map_fd_sys_lookup_elem(kernel, await read_pointer_once(l.ptr))
     return id.to_bytes(4, "little")
 
 
@@ -117,7 +117,7 @@ async def htab_of_map_free(kernel: Kernel, map: BpfHtab) -> None:
 @kernel_function
 async def htab_of_map_lookup_elem(kernel: Kernel, map: BpfHtab, key: bytes) -> BpfMap | None:
     l = await __htab_map_lookup_elem(kernel, map, key)
-    return None if l is None else await READ_ONCE(l.ptr)
+    return None if l is None else await read_pointer_once(l.ptr)
 
 
 def htab_of_map_gen_lookup(map: BpfHtab) -> list[Insn]:

@@ -12,7 +12,7 @@ internal loads that fault softly (BPF_PROBE_MEM) and the internal call of the in
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 # Instruction classes: the three low bits of the opcode.
 BPF_LD = 0x00
@@ -102,13 +102,13 @@ MAX_BPF_STACK = 512  # bytes
 BPF_MAXINSNS = 4096  # instructions of a program without CAP_BPF
 
 _BPF_INSN = struct.Struct("<BBhi")
-_LIMITS = {
-    "code": (0, 0xFF),
-    "dst": (0, 0xF),
-    "src": (0, 0xF),
-    "off": (-(2**15), 2**15 - 1),
-    "imm": (-(2**31), 2**31 - 1),
-}
+_LIMITS = (
+    ("code", 0, 0xFF),
+    ("dst", 0, 0xF),
+    ("src", 0, 0xF),
+    ("off", -(2**15), 2**15 - 1),
+    ("imm", -(2**31), 2**31 - 1),
+)
 
 
 class InsnError(ValueError):
@@ -130,11 +130,10 @@ class Insn:
     imm: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            low, high = _LIMITS[field.name]
+        for name, low, high in _LIMITS:
+            value = getattr(self, name)
             if not low <= value <= high:
-                raise InsnError(f"{field.name} {value} is not in {low}..{high}")
+                raise InsnError(f"{name} {value} is not in {low}..{high}")
 
 
 def encode(program: Iterable[Insn]) -> bytes:

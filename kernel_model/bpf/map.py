@@ -28,6 +28,7 @@ from kernel_model.linux.preempt import preempt_off, preempt_on
 from kernel_model.linux.spinlock import spin_lock_irqsave
 from kernel_model.linux.task import Guard, context
 from kernel_model.linux.workqueue import WorkData
+from sim import ops
 from sim.cells import Bytes, Cell, Lvalue, Struct, cell
 from sim.macros import load, store
 from sim.ops import Op
@@ -42,6 +43,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound="BpfMap")
 
 MAP_VALUE_RACES: Final = "map values are read and written without locks by design"
+ID_RACES: Final = "an id is a snapshot, stale perhaps when user space gets it"
 SIZEOF_BPF_MAP: Final = 256
 SIZEOF_BPF_SPIN_LOCK: Final = 4
 KMALLOC_MAX_SIZE: Final = 1 << 22
@@ -144,7 +146,7 @@ class BpfMap(Packed):
 
     KIND = "bpf_map"
 
-    id: Cell[int] = cell(0, offset=48, size=4)
+    id: Cell[int] = cell(0, offset=48, size=4, legal_races=ID_RACES)
     frozen: Cell[bool] = cell(False, offset=109, size=1)
     free_after_mult_rcu_gp: Cell[bool] = cell(False, offset=110, size=1)
     refcnt: Cell[int] = cell(1, offset=128)
@@ -212,6 +214,11 @@ def bpf_map_flags_access_ok(access_flags: int) -> bool:
 def bpf_map_charge_init(size: int) -> int:
     """Whether a map of that size is thinkable: 0 or -E2BIG."""
     return -E2BIG if size >= U32_MAX - PAGE_SIZE else 0
+
+
+def read_pointer_once(place: Cell[T]) -> Op[T]:
+    """READ_ONCE() of a pointer: what is read through it depends on it, hence is ordered after."""
+    return Op(ops.LOAD, "READ_ONCE", place.addr, place.size, place, None, ops.DEREF)
 
 
 def round_up(value: int, to: int) -> int:

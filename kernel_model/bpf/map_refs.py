@@ -144,7 +144,7 @@ async def bpf_map_put_with_uref(kernel: Kernel, map: BpfMap) -> None:
 @kernel_function
 async def bpf_map_free_mult_rcu_gp(kernel: Kernel, map: BpfMap) -> None:
     """Called back when programs that may sleep are done with the map."""
-    if rcu_trace_implies_rcu_gp(kernel):
+    if rcu_trace_implies_rcu_gp(kernel) or kernel.has(Fix.INNER_FREE_TRACE_ONLY):
         await bpf_map_free_rcu_gp(kernel, map)
     else:
         await call_rcu(kernel, bpf_map_free_rcu_gp, kernel, map)

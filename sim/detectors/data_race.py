@@ -105,6 +105,8 @@ class DataRace:
     def observe(self, event: Event) -> tuple[Finding, ...] | None:
         if event.fault is not None:
             return None  # worse than a race, and reported as what it is
+        if event.thread.parent is None and not event.thread.forks:
+            return None  # whatever comes before the first fork is ordered before all else
         op = event.op
         plain = op.order == ops.PLAIN
         if op.kind == ops.LOAD:

@@ -1,0 +1,77 @@
+"""The golden traces: what is found, by which search.  `make golden` records them anew.
+
+Each is the first finding of a search with seed 0, with its report beside it.  A change of the
+model or of a report that alters one shows up as a difference in git, to be read before it is
+committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sim.explore import Budget, Explorer
+from sim.record import header_of, record
+from sim.report.columns import render_columns
+from sim.report.splat import render_splats
+from sim.strategies.random_walk import RandomWalk
+from sim.strategies.replay import Choices
+from sim.trace.format import Trace
+from sim.workload import Program, find
+
+TRACES = Path(__file__).parents[1] / "traces"
+WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One trace: its name, and what is searched; `race` asks for a data race allowed by design."""
+
+    name: str
+    workload: str
+    version: str
+    params: dict[str, str] = field(default_factory=dict)
+    add: tuple[str, ...] = ()
+    race: bool = False
+
+    @property
+    def program(self) -> Program:
+        return find(self.workload).prepare(self.params, version=self.version, add=self.add)
+
+    @property
+    def path(self) -> Path:
+        return TRACES / f"{self.name}.jsonl"
+
+
+GOLDEN = [
+    Golden("inner-map-use-after-free-5.10", "inner_map_replace", "5.10"),
+    Golden("inner-map-use-after-free-5.10-hash", "inner_map_replace", "5.10", {"outer": "hash"}),
+    Golden("inner-map-use-after-free-5.12-sleepable", "inner_map_replace_sleepable", "5.12"),
+    Golden(
+        "inner-map-use-after-free-6.8-rcu-only",
+        "inner_map_replace_sleepable",
+        "6.8",
+        add=("mutant:inner-free-rcu-only",),
+    ),
+    Golden("array-values-data-race-5.10", "array_map_values", "5.10", race=True),
+]
+
+
+def report(trace: Trace) -> str:
+    """What stands beside a trace: the run in columns, and its findings."""
+    return f"{render_columns(trace, width=WIDTH)}\n\n{render_splats(trace)}\n"
+
+
+def write(golden: Golden) -> None:
+    """Search, record and report."""
+    budget = Budget(executions=1 if golden.race else 1000)
+    result = Explorer(golden.program, RandomWalk(0), budget).explore()
+    found = (result.races if golden.race else result.findings)[0]
+    header = header_of(golden.program, "random", 0, found.number)
+    trace = record(golden.program, Choices(found.choices), header, golden.path)
+    golden.path.with_suffix(".txt").write_text(report(trace))
+
+
+if __name__ == "__main__":
+    for entry in GOLDEN:
+        write(entry)
