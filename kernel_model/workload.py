@@ -47,6 +47,7 @@ class LinuxMachine:
             preempt=self._params["preempt"],
             cpus=self._params["cpus"],
             faults=frozenset({"usercopy", "slab"} if self._params["faults"] else ()),
+            config=frozenset({"TASKS_RCU"} if self._params["tasks_rcu"] else ()),
         )
 
     def detectors(self) -> list[Detector]:
@@ -56,12 +57,17 @@ class LinuxMachine:
 
 @final
 class LinuxModel:
-    """The model of Linux; v5.10 unless a version is asked for."""
+    """The model of Linux; v5.10 unless a version is asked for.
+
+    parameters  preempt; cpus; faults (allocations and user accesses may fail); tasks_rcu
+                (CONFIG_TASKS_RCU: costs steps, so only for who waits for that flavour)
+    """
 
     parameters: tuple[Parameter, ...] = (
         Parameter("preempt", "full", ("none", "full")),
         Parameter("cpus", NR_CPU_IDS),
         Parameter("faults", default=False),
+        Parameter("tasks_rcu", default=False),
     )
 
     def configure(
