@@ -301,7 +301,8 @@ class Execution:
                 return (op.target,)
             if op.kind == ops.GP_END:
                 waits_for = [s for s in op.operand.waits_for if s in op.target.open]
-                return tuple(self.threads.named(section.thread) for section in waits_for)
+                named = [self.threads.named(section.thread) for section in waits_for]
+                return tuple(found for found in named if found is not None)
             if op.kind != ops.CPU_HOLD:
                 return ()
         holder = thread.cpu.holder if thread.cpu is not None else None

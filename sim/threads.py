@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, final
 
 from sim.cells import Struct
-from sim.errors import InternalError, MisuseError
+from sim.errors import MisuseError
 from sim.ops import FORK, Op
 
 Body = Coroutine[Op[Any], Any, Any]
@@ -214,9 +214,6 @@ class ThreadTable:
                 thread.coroutine.close()
                 thread.coroutine = None
 
-    def named(self, name: str) -> Thread:
-        """The thread of that name; InternalError if there is none."""
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise InternalError(f"no thread is named {name!r}") from None
+    def named(self, name: str) -> Thread | None:
+        """The thread of that name; None if it has not been started (yet)."""
+        return self._by_name.get(name)

@@ -7,11 +7,13 @@ from sim.macros import (
     cpu_release,
     join,
     lock,
+    section_begin,
     store,
     trylock,
     unlock,
     wait_until,
 )
+from sim.sections import Section
 from sim.threads import Cpu, Thread, spawn
 from tests.sim.detectors.support import (
     Reading,
@@ -188,6 +190,14 @@ def test_a_lock_whose_holder_has_ended() -> None:
         "INFO: task waits blocked forever (board.0.left (mutex_lock), held by forgets, which has"
         " ended)"
     ]
+
+
+def test_a_section_of_a_thread_that_was_never_started() -> None:
+    async def main(world: World) -> None:
+        await section_begin(world.rcu, Section("callback", 0), "call_rcu")
+        await synchronize_rcu(world)
+
+    assert explore(main).titles == ["INFO: task main blocked forever (synchronize_rcu)"]
 
 
 def test_a_program_that_ends_is_silent() -> None:
