@@ -116,11 +116,13 @@ def explore(
     remove: Iterable[str] = (),
     stop: str = "",
     runs: int | None = None,
+    races: bool = False,
     **options: Any,
 ) -> Explored:
     """All executions of the strategy (default: that there are), or the first so many.
 
-    stop  kind of what is wrong, after which no more executions are needed
+    stop   kind of what is wrong, after which no more executions are needed
+    races  whether to look for data races, too (slower)
     """
     explored = Explored()
     chosen = strategy or Dfs()
@@ -132,12 +134,13 @@ def explore(
         async def main_thread(kernel: Kernel = kernel) -> None:
             await outcome(await main(kernel))
 
-        detectors: list[Detector] = [Crash(), Refcount(), Leak(memory), *linux_detectors()]
+        few: list[Detector] = [Crash(), Refcount(), Leak(memory)]
+        detectors = [*(standard_detectors(memory) if races else few), *linux_detectors()]
         execution = Execution(main_thread, memory, chosen, detectors, observer=explored.observe)
         direct.run(execution)
         explored.executions += 1
         explored.outcomes.update(value for _, value in execution.outcomes)
-        explored.wrong.update((found.kind, found.title) for found in execution.findings)
+        explored.wrong.update((f.kind, f.title) for f in execution.findings if f.decides)
     return explored
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kernel_model.bpf import hashtab, map_in_map, map_refs
+from kernel_model.bpf import fd_arraymap, hashtab, map, map_in_map, map_refs
 from kernel_model.bpf.attr import (
     BPF_F_NO_PREALLOC,
     BPF_MAP_TYPE_ARRAY,
@@ -33,10 +33,12 @@ from kernel_model.uapi import (
     bpf_create_map,
     bpf_create_map_in_map,
     bpf_map_delete_elem,
+    bpf_map_lookup_elem,
     bpf_map_update_elem,
     close,
     u32,
 )
+from sim.macros import READ_ONCE
 from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
@@ -58,6 +60,7 @@ OUTER = {
 }
 KEY = u32(0)
 UAF = "use-after-free"
+RACE = "BUG: KCSAN: data-race in"
 DEFER_INNER_MAP_FREE = "876673364161"
 REMOVE_SYNCHRONIZE_RCU = "bba1dc0b55ac"
 
@@ -249,6 +252,33 @@ def test_deferred_frees_may_pile_up() -> None:
 
     assert not explore(main, "6.8", Pct(1), runs=100).wrong
     assert UAF in explore(main, "5.10", Pct(1), runs=100, stop=UAF).kinds
+
+
+def test_what_a_slot_leads_to_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The creation of an inner map, not its end, is ordered with the read of its id."""
+    created = ("data-race", f"{RACE} bpf_map_alloc_id / bpf_map_fd_sys_lookup_elem")
+    ended = ("data-race", f"{RACE} bpf_map_fd_sys_lookup_elem / bpf_map_free_id")
+
+    async def main(kernel: Kernel) -> None:
+        outer_fd = await outer_with(kernel, "array")
+
+        async def look_up() -> None:
+            await bpf_map_lookup_elem(kernel, outer_fd, KEY)
+
+        async def create_and_insert() -> None:
+            inner = await bpf_create_map(kernel, BPF_MAP_TYPE_ARRAY, 4, 8, 1)
+            await bpf_map_update_elem(kernel, outer_fd, KEY, u32(inner))
+
+        await together(kernel, create_and_insert, look_up)
+
+    def races() -> set[tuple[str, str]]:
+        return explore(main, "6.8", RandomWalk(seed=1), runs=60, races=True).wrong
+
+    assert not races()
+    monkeypatch.setattr(map.BpfMap._specs["id"], "legal_races", "")
+    assert races() == {ended}
+    monkeypatch.setattr(fd_arraymap, "read_pointer_once", READ_ONCE)
+    assert races() == {ended, created}
 
 
 # -- references ----------------------------------------------------------------------------------
