@@ -118,6 +118,40 @@ def test_deleted_inner_map_is_freed_under_a_reader_in_v5_10(kind: str) -> None:
     assert UAF in found.kinds
 
 
+@pytest.mark.parametrize(
+    ("inner_type", "function"),
+    [
+        (BPF_MAP_TYPE_ARRAY, "array_map_lookup_elem"),
+        (BPF_MAP_TYPE_PERCPU_ARRAY, "percpu_array_map_lookup_elem"),
+        (BPF_MAP_TYPE_HASH, "lookup_nulls_elem_raw"),
+    ],
+)
+def test_every_type_of_inner_map_is_freed_under_a_reader(inner_type: int, function: str) -> None:
+    """Also of a hash, whose free waits for callbacks only, of which there are none."""
+
+    async def main(kernel: Kernel) -> None:
+        inner_fd = await bpf_create_map(kernel, inner_type, 4, 8, 1)
+        outer_fd = await bpf_create_map_in_map(kernel, BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, inner_fd, 1)
+        assert await bpf_map_update_elem(kernel, inner_fd, KEY, bytes(100)) == 0
+        assert await bpf_map_update_elem(kernel, outer_fd, KEY, u32(inner_fd)) == 0
+        await close(kernel, inner_fd)
+        outer = map_of(kernel, outer_fd)
+
+        async def reader() -> None:
+            async with syscall(kernel), rcu_read_lock():
+                inner = await outer.ops.map_lookup_elem(kernel, outer, KEY)
+                if inner is not None:
+                    await inner.ops.map_lookup_elem(kernel, inner, KEY)
+
+        async def delete() -> None:
+            async with syscall(kernel), rcu_read_lock():
+                await outer.ops.map_delete_elem(kernel, outer, KEY)
+
+        await together(kernel, delete, reader)
+
+    assert (UAF, function) in explore(main, "5.10", Dfs(1)).wrong
+
+
 @pytest.mark.parametrize("version", ["5.8", "6.8"])
 @pytest.mark.parametrize(
     "kind", ["array", "hash", pytest.param("hash-no-prealloc", marks=pytest.mark.slow)]
