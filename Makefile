@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
 
-.PHONY: help venv test test-slow check demo golden bench clean
+.PHONY: help venv test test-slow check demo golden verdicts bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,6 +54,9 @@ expect = { $(2); code=$$?; test $$code -eq $(1) || \
 
 golden: $(STAMP)  ## record the golden traces and their reports anew
 	$(BIN)/python -m tests.golden
+
+verdicts: $(STAMP)  ## measure the table of docs/verdicts.md anew
+	$(BIN)/python -m tests.verdicts
 
 bench: $(STAMP)  ## measure executions/s and steps/s, as ratios to a bare loop
 	$(BIN)/python -m tests.bench

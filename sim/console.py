@@ -117,8 +117,8 @@ def summary(program: Program, result: Result) -> list[str]:
     ]
     if result.redundant:
         lines.append(
-            f"  {result.redundant:,} of them ended early: they came to what had been run before, "
-            "up to the order of independent steps"
+            f"  {result.redundant:,} of them ended early, where they came to what had been run "
+            "before"
         )
     lines += _what_it_means(program, result)
     for found in result.findings:
@@ -148,7 +148,8 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
     """How far the verdict reaches, stated plainly."""
     if result.verdict == "proved":
         return [
-            "all interleavings explored: no finding, under sequential consistency, for "
+            f"all interleavings explored{_classes(result)}: no finding, under sequential "
+            "consistency, for "
             f"{params_line(program) or 'this program'} (model digest {program.digest})"
         ]
     if result.verdict == "finding":
@@ -167,6 +168,10 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
     if result.cut:
         lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
     return lines
+
+
+def _classes(result: Result) -> str:
+    return ", up to the order of independent steps" if result.redundant else ""
 
 
 def _where(found: Found) -> list[str]:
