@@ -46,6 +46,11 @@ class Fix(Enum):
         "bba1dc0b55ac", "bpf: Remove redundant synchronize_rcu.", since="5.9"
     )
     SLEEPABLE = Commit("1e6c62a88215", "bpf: Introduce sleepable BPF programs", since="5.10")
+    INNER_MAP = Commit(
+        "4a8f87e60f6d",
+        "bpf: Allow for map-in-map with dynamic inner array map entries",
+        since="5.10",
+    )
     SLEEPABLE_MAP_IN_MAP = Commit(
         "638e4b825d52",
         "bpf: Allows per-cpu maps and map-in-map in sleepable programs",

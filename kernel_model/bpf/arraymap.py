@@ -2,8 +2,7 @@
 
 What the file has about arrays of pointers is in `kernel_model.bpf.fd_arraymap`.
 
-Not modelled: BTF, direct access to values, mmap, batches, iterators; limits on locked memory; that
-BPF_F_INNER_MAP is younger than v5.9.
+Not modelled: BTF, direct access to values, mmap, batches, iterators; limits on locked memory.
 """
 
 from __future__ import annotations
@@ -147,6 +146,7 @@ def array_map_alloc_check(kernel: Kernel, attr: MapCreateAttr) -> int:
         or attr.key_size != 4
         or attr.value_size == 0
         or attr.map_flags & ~ARRAY_CREATE_FLAG_MASK
+        or (attr.map_flags & BPF_F_INNER_MAP and not kernel.has(Fix.INNER_MAP))
         or not bpf_map_flags_access_ok(attr.map_flags)
         or (percpu and attr.map_flags & BPF_F_NUMA_NODE)
     ):

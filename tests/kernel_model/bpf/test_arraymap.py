@@ -104,6 +104,14 @@ def test_create(attr: MapCreateAttr, result: int) -> None:
     assert run(main) == result
 
 
+@pytest.mark.parametrize(("version", "result"), [("5.9", -EINVAL), ("5.10", 0)])
+def test_inner_maps_of_dynamic_size_came_with_v5_10(version: str, result: int) -> None:
+    async def main(kernel: Kernel) -> int:
+        return await bpf(kernel, BPF_MAP_CREATE, array(map_flags=BPF_F_INNER_MAP))
+
+    assert run(main, version) == result
+
+
 def test_elements_are_rounded_up_for_who_may_not_bypass_spectre_v1() -> None:
     async def main(kernel: Kernel) -> tuple[int, int, int, int]:
         drop_capabilities(kernel)
