@@ -238,7 +238,7 @@ def replay(
 ) -> None:
     """Make the choices of a trace again; every step must be the same, byte for byte."""
     drive = _host(host)
-    trace = read_trace(path, allow_partial=True)
+    trace = read_trace(path)
     divergence = replay_trace(trace, builder(program_of(trace, name)), drive)
     verdict = "diverged" if divergence else "agrees"
     if json_output:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,29 @@ def test_a_trace_of_an_edited_program_diverges_with_exit_4(racy: Path, tmp_path:
     assert again.returncode == 4
     for word in ("diverged at step", "expected", "got", "enabled"):
         assert word in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "the run was killed or the file truncated"),
+        (lambda text: text.replace('"version":1', '"version":7', 1), "trace version 7"),
+        (lambda text: "hello\n" + text, "not an rcusim trace"),
+        (lambda text: text.replace('{"step":3,', '{"step":3,,', 1), ":6: damaged"),
+    ],
+)
+def test_a_damaged_trace_is_refused_with_its_line(
+    damage: Callable[[str], str], says: str, tmp_path: Path
+) -> None:
+    golden = Path(__file__).parents[2] / "traces" / "inner-map-use-after-free-5.10.jsonl"
+    path = tmp_path / "damaged.jsonl"
+    path.write_text(damage(golden.read_text()))
+
+    again = rcusim("replay", str(path))
+
+    assert again.returncode == 2
+    assert says in again.stderr
+    assert again.stderr.count("\n") == 1
 
 
 def test_options_come_from_the_environment_and_the_command_line_wins() -> None:
