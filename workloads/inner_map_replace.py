@@ -73,6 +73,16 @@ async def new_inner_map(kernel: Kernel, value: int) -> int:
     return fd
 
 
+async def new_outer_map(kernel: Kernel, outer: Outer, updates: int) -> tuple[int, tuple[int, ...]]:
+    """Descriptors of a map whose slot has the last reference to an inner one, and of fresh ones."""
+    map_type, flags = OUTER_MAPS[outer]
+    first, *fresh = [await new_inner_map(kernel, FIRST_VALUE + i) for i in range(updates + 1)]
+    fd = checked("outer map", await bpf_create_map_in_map(kernel, map_type, 4, first, 1, flags))
+    checked("first inner map", await bpf_map_update_elem(kernel, fd, u32(0), u32(first)))
+    await close(kernel, first)
+    return fd, tuple(fresh)
+
+
 async def reader(kernel: Kernel, tp: Tracepoint, runs: int) -> None:
     """Make system calls, each of which passes the tracepoint."""
     seen = []
@@ -101,13 +111,7 @@ async def inner_map_replace(
     updates: int = 1,
     teardown: bool = False,
 ) -> None:
-    map_type, flags = OUTER_MAPS[outer]
-    first, *fresh = [await new_inner_map(kernel, FIRST_VALUE + i) for i in range(updates + 1)]
-    outer_fd = checked(
-        "outer map", await bpf_create_map_in_map(kernel, map_type, 4, first, 1, flags)
-    )
-    checked("first inner map", await bpf_map_update_elem(kernel, outer_fd, u32(0), u32(first)))
-    await close(kernel, first)
+    outer_fd, fresh = await new_outer_map(kernel, outer, updates)
 
     tp = tracepoint(kernel, "sys_enter")
     insns = assemble(LOOKUP, {"outer": outer_fd})
@@ -118,7 +122,7 @@ async def inner_map_replace(
     tasks = [
         await task(kernel, reader, kernel, tp, runs, name=f"reader{i}") for i in range(readers)
     ]
-    tasks.append(await task(kernel, updater, kernel, outer_fd, tuple(fresh), name="updater"))
+    tasks.append(await task(kernel, updater, kernel, outer_fd, fresh, name="updater"))
     for thread in tasks:
         await join(thread)
     if teardown:

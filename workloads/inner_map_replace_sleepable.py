@@ -22,17 +22,10 @@ from kernel_model.bpf.prog import bpf_load_program
 from kernel_model.bpf.prog_attr import BPF_F_SLEEPABLE, BPF_MODIFY_RETURN, BPF_PROG_TYPE_TRACING
 from kernel_model.kernel import Kernel
 from kernel_model.linux.task import syscall, task
-from kernel_model.uapi import bpf_create_map_in_map, bpf_map_update_elem, close, u32
+from kernel_model.uapi import close
 from kernel_model.workload import checked, kernel_workload
 from sim.macros import join, outcome
-from workloads.inner_map_replace import (
-    FIRST_VALUE,
-    MISSING,
-    OUTER_MAPS,
-    Outer,
-    new_inner_map,
-    updater,
-)
+from workloads.inner_map_replace import MISSING, Outer, new_outer_map, updater
 
 TRACED = "__x64_sys_getpgid"
 
@@ -101,13 +94,7 @@ async def inner_map_replace_sleepable(
     updates: int = 1,
     teardown: bool = False,
 ) -> None:
-    map_type, flags = OUTER_MAPS[outer]
-    first, *fresh = [await new_inner_map(kernel, FIRST_VALUE + i) for i in range(updates + 1)]
-    outer_fd = checked(
-        "outer map", await bpf_create_map_in_map(kernel, map_type, 4, first, 1, flags)
-    )
-    checked("first inner map", await bpf_map_update_elem(kernel, outer_fd, u32(0), u32(first)))
-    await close(kernel, first)
+    outer_fd, fresh = await new_outer_map(kernel, outer, updates)
 
     hook = sleepable_hook(kernel, TRACED)
     prog_fd = await load_lookup(kernel, outer_fd)
@@ -119,7 +106,7 @@ async def inner_map_replace_sleepable(
         await task(kernel, reader, kernel, hook, user.addr, runs, name=f"reader{i}")
         for i in range(readers)
     ]
-    tasks.append(await task(kernel, updater, kernel, outer_fd, tuple(fresh), name="updater"))
+    tasks.append(await task(kernel, updater, kernel, outer_fd, fresh, name="updater"))
     for thread in tasks:
         await join(thread)
     if teardown:
