@@ -31,12 +31,14 @@ class Commit:
     subject   the commit's subject, or what the mutant breaks
     since     the first of VERSIONS that has it
     requires  ids without which it makes no sense
+    excludes  ids with which it makes no sense
     """
 
     id: str
     subject: str
     since: str | None
     requires: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
 
 
 class Fix(Enum):
@@ -74,6 +76,7 @@ class Fix(Enum):
         "the deferred free of an inner map waits for a Tasks Trace grace period only",
         since=None,
         requires=("876673364161",),
+        excludes=("mutant:inner-free-rcu-only",),
     )
 
     @property
@@ -130,16 +133,31 @@ def fixes_of(version: str, add: Iterable[str] = (), remove: Iterable[str] = ()) 
                 f"{fix.id} ({fix.subject}) makes no sense without {', '.join(missing)}: "
                 f"add --with {missing[0]} or drop {fix.id}"
             )
+        if clash := [name for name in fix.value.excludes if name in present]:
+            raise UsageError(f"{fix.id} and {clash[0]} exclude each other: drop one of them")
     return frozenset(fixes)
 
 
 def describe(version: str, fixes: frozenset[Fix]) -> str:
-    """``v5.10 model``, plus and minus what differs from that release."""
-    base = fixes_of(version)
-    more = [f"+{f.id}" for f in sorted(fixes - base, key=lambda f: f.id)]
-    less = [f"-{f.id}" for f in sorted(base - fixes, key=lambda f: f.id)]
-    had = sorted(f.id for f in base if VERSIONS.index(str(f.value.since)) > VERSIONS.index("5.10"))
-    text = "v5.10 model" + (f" + fixes: {', '.join(had)}" if had else "")
+    """``v5.10 model``, and what is added to it and left out of it.
+
+    Of another release than v5.10: ``v6.8 (v5.10 model + fixes: ...)``, then what differs from
+    that release.
+    """
+    reference, base = fixes_of(DEFAULT_VERSION), fixes_of(version)
+    text = "v5.10 model"
     if version != DEFAULT_VERSION:
-        text = f"v{version} ({text})"
-    return " ".join([text, *more, *less])
+        more = f" + fixes: {_ids(base - reference)}" if base - reference else ""
+        less = f" without: {_ids(reference - base)}" if reference - base else ""
+        text = f"v{version} ({text}{more}{less})"
+    changes = [f"+{f.id}" for f in _sorted(fixes - base)]
+    changes += [f"-{f.id}" for f in _sorted(base - fixes)]
+    return " ".join([text, *changes])
+
+
+def _sorted(fixes: frozenset[Fix]) -> list[Fix]:
+    return sorted(fixes, key=lambda fix: fix.id)
+
+
+def _ids(fixes: frozenset[Fix]) -> str:
+    return ", ".join(fix.id for fix in _sorted(fixes))

@@ -99,11 +99,11 @@ class Kernel:
             found = self._percpu[cls] = made
         return cast("tuple[S, ...]", found)
 
-    def domain(self, name: str) -> Domain:
+    def domain(self, name: str, *, readers: bool = True) -> Domain:
         """The domain of sections of that name, made as the objects of :meth:`subsystem`."""
         found = self._domains.get(name)
         if found is None:
-            found = self._domains[name] = self.memory.static(Domain, name)
+            found = self._domains[name] = self.memory.static(Domain, name, readers=readers)
         return found
 
     # -- trying a patch --------------------------------------------------------------------
@@ -122,7 +122,12 @@ class Kernel:
         """
         name = getattr(function, "__name__", repr(function))
         if not hasattr(function, "kernel_function"):
-            raise MisuseError(f"kernel.replace({name}, ...): {name} is not a function of the model")
+            raise MisuseError(
+                f"kernel.replace({name}, ...): {name} cannot be replaced; functions of the model "
+                "under `@kernel_function` can"
+            )
+        if not callable(mine):
+            raise MisuseError(f"kernel.replace({name}, {mine!r}): give a function")
         wanted, given = inspect.signature(function), inspect.signature(mine)
         if list(wanted.parameters) != list(given.parameters):
             raise MisuseError(

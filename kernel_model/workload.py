@@ -102,7 +102,7 @@ def checked(what: str, result: int, log: bytes | bytearray = b"") -> int:
     reason = bytes(log).decode().strip().splitlines()
     raise UsageError(
         f"this kernel refuses the workload's {what}: -{errno_name(-result)}"
-        + (f": {reason[-1]}" if reason else "")
+        + (f": {': '.join(reason[-2:])}" if reason else "")  # the instruction, and what is wrong
     )
 
 

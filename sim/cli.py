@@ -32,10 +32,11 @@ from sim.console import (
     result_json,
     run_json,
     summary,
+    trace_json,
 )
-from sim.errors import InternalError, MisuseError, UsageError
+from sim.errors import InternalError, MisuseError, NondeterminismError, UsageError
 from sim.execution import DEFAULT_MAX_STEPS, Strategy
-from sim.explore import Budget, Explorer, Found, Result, check_determinism
+from sim.explore import BLAME, Budget, Explorer, Found, Result
 from sim.record import builder, ensure_out, header_of, program_of, record, trace_path
 from sim.report.columns import render_columns
 from sim.report.splat import render_splat, render_splats
@@ -56,7 +57,10 @@ app = typer.Typer(
 DEFAULT_OUT = Path(".rcusim")
 STUCK_S = 60  # a single execution that takes this long is stuck between two operations
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on standard output.", envvar="RCUSIM_JSON"),
+]
 Name = Annotated[str, typer.Argument(help="Workload: name, file path or dotted module name.")]
 Kernel = Annotated[str, typer.Option(help="Kernel version to model.", envvar="RCUSIM_KERNEL")]
 With = Annotated[
@@ -91,9 +95,14 @@ MaxDuration = Annotated[
 Preemptions = Annotated[
     int | None, typer.Option(min=0, help="Bound (dfs only).", envvar="RCUSIM_PREEMPTIONS")
 ]
-Depth = Annotated[int, typer.Option(min=1, help="Bug depth (pct).", envvar="RCUSIM_DEPTH")]
+Depth = Annotated[
+    int | None, typer.Option(min=1, help="Bug depth, pct only (3).", envvar="RCUSIM_DEPTH")
+]
 HostName = Annotated[str, typer.Option("--host", help="direct or trio.", envvar="RCUSIM_HOST")]
-KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Go on after a finding.")]
+KeepGoing = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Go on after a finding.", envvar="RCUSIM_KEEP_GOING"),
+]
 
 
 @app.command("list")
@@ -129,7 +138,7 @@ def explore(
     max_duration: MaxDuration = 60.0,
     max_steps: MaxSteps = DEFAULT_MAX_STEPS,
     preemptions: Preemptions = None,
-    depth: Depth = 3,
+    depth: Depth = None,
     param: Params = None,
     host: HostName = "direct",
     out: Out = DEFAULT_OUT,
@@ -141,8 +150,6 @@ def explore(
     budget = Budget(max_executions, max_duration, max_steps)
     drive = _host(host)
     chosen = _strategy(strategy, seed, preemptions, depth)
-    _watch()
-    check_determinism(program, _strategy(strategy, seed, preemptions, depth), budget)
     ensure_out(out)
     if not json_output:
         typer.echo(intro(program, strategy, seed, budget))
@@ -152,9 +159,10 @@ def explore(
         path = trace_path(program, finding.kind, finding.title, out)
         header = header_of(program, strategy, seed, found.number)
         trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
-        shown = [r for r in trace.findings if (r.kind, r.title) == finding.key]
+        shown = [r for r in trace.findings if (r.kind, r.title, r.threads) == finding.key]
         if not shown:
-            raise InternalError(f"{path}: the recorded run does not show {finding.title!r}")
+            told = f"the same choices show {finding.title!r} in one run and not in another"
+            raise NondeterminismError(f"{told}.  {BLAME}")
         if not json_output and finding.decides:
             typer.echo(render_splat(shown[0]))
         return str(path)
@@ -192,9 +200,12 @@ def run(
     with_: With = None,
     without: Without = None,
     seed: Seed = 0,
-    execution: Annotated[int, typer.Option(min=1, help="Which random execution of the seed.")] = 1,
+    execution: Annotated[
+        int, typer.Option(min=1, help="Which of the seed's.", envvar="RCUSIM_EXECUTION")
+    ] = 1,
     choices: Annotated[
-        str | None, typer.Option(help="Choices to make instead, as 0,1,1 (then 0).")
+        str | None,
+        typer.Option(help="Choices to make instead, as 0,1,1 (then 0).", envvar="RCUSIM_CHOICES"),
     ] = None,
     max_steps: MaxSteps = DEFAULT_MAX_STEPS,
     param: Params = None,
@@ -214,6 +225,7 @@ def run(
         header = header_of(program, "choices", None, 1)
     strategy.begin()
     path = out / f"{program.workload.name}-run.jsonl"
+    _watch()
     trace = record(program, strategy, header, path, max_steps=max_steps, host=drive)
     findings = [f for f in trace.findings if f.decides]
     verdict = "finding" if findings else "inconclusive"
@@ -232,13 +244,17 @@ def replay(
     path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")],
     host: HostName = "direct",
     name: Annotated[
-        str, typer.Option("--workload", help="Replay against this one (default: the trace's).")
+        str,
+        typer.Option(
+            "--workload", help="Replay this one, not the trace's.", envvar="RCUSIM_WORKLOAD"
+        ),
     ] = "",
     json_output: Json = False,
 ) -> None:
     """Make the choices of a trace again; every step must be the same, byte for byte."""
     drive = _host(host)
     trace = read_trace(path)
+    _watch()
     divergence = replay_trace(trace, builder(program_of(trace, name)), drive)
     verdict = "diverged" if divergence else "agrees"
     if json_output:
@@ -255,11 +271,20 @@ def replay(
 @app.command()
 def show(
     path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")],
-    width: Annotated[int, typer.Option(min=0, help="Columns; 0: the terminal's.")] = 0,
-    setup: Annotated[bool, typer.Option("--setup", help="Unfold single-threaded steps.")] = False,
+    width: Annotated[
+        int, typer.Option(min=0, help="Columns; 0: the terminal's.", envvar="RCUSIM_WIDTH")
+    ] = 0,
+    setup: Annotated[
+        bool,
+        typer.Option("--setup", help="Unfold single-threaded steps.", envvar="RCUSIM_SETUP"),
+    ] = False,
+    json_output: Json = False,
 ) -> None:
     """Show a trace, one column per thread, and its findings."""
     trace = read_trace(path, allow_partial=True)
+    if json_output:
+        _print_json(trace_json(trace))
+        return
     since: Literal["all", "threads"] = "all" if setup else "threads"
     typer.echo(render_columns(trace, width=width or _width(), since=since))
     if trace.findings:
@@ -285,13 +310,15 @@ def _program(
     return find(name).prepare(given, version=kernel or None, add=with_ or (), remove=without or ())
 
 
-def _strategy(name: str, seed: int, preemptions: int | None, depth: int) -> Strategy:
+def _strategy(name: str, seed: int, preemptions: int | None, depth: int | None) -> Strategy:
+    if depth is not None and name != "pct":
+        raise UsageError(f"--depth is for --strategy pct, not {name}")
     if preemptions is not None and name != "dfs":
         raise UsageError(f"--preemptions bounds --strategy dfs, not {name}")
     if name == "random":
         return RandomWalk(seed)
     if name == "pct":
-        return Pct(seed, depth)
+        return Pct(seed, depth or 3)
     if name == "dfs":
         return Dfs(preemptions, distinct=True)
     raise UsageError(f"--strategy {name}: choose random, pct or dfs")
@@ -327,6 +354,8 @@ def main() -> NoReturn:
     try:
         left = app(standalone_mode=False)
         code = left if isinstance(left, int) else EXIT_PROVED
+        if code > EXIT_INTERNAL:  # typer's, for Ctrl-C
+            code = _fail(EXIT_INCONCLUSIVE, "interrupted")
     except typer.Exit as leave:
         code = leave.exit_code
     except (UsageError, MisuseError) as error:
@@ -339,7 +368,7 @@ def main() -> NoReturn:
     except Exception as error:
         wrong_usage = getattr(error, "format_message", None)  # typer's, whichever its version
         if wrong_usage is not None:
-            sys.exit(_fail(EXIT_USAGE, wrong_usage()))
+            sys.exit(_fail(EXIT_USAGE, wrong_usage() or "see rcusim --help"))
         if os.environ.get("RCUSIM_DEBUG"):
             traceback.print_exc()
         hint = "" if isinstance(error, InternalError) else "[rcusim internal bug] "
@@ -358,14 +387,10 @@ def _watch() -> None:
 
 def _stuck(_signal: int, _frame: FrameType | None) -> None:
     thread = Running.thread
-    raise MisuseError(
-        f"one execution has taken {STUCK_S} s; "
-        + (
-            f"thread {thread.name} runs without reaching an operation: await one in its loop"
-            if thread is not None
-            else "make the workload smaller, or lower --max-steps"
-        )
-    )
+    cure = "make the workload smaller, or lower --max-steps"
+    if thread is not None:
+        cure = f"thread {thread.name} runs without reaching an operation: await one in its loop"
+    raise MisuseError(f"one execution has taken {STUCK_S} s; {cure}")
 
 
 def _fail(code: int, message: str) -> int:

@@ -84,6 +84,18 @@ def run_json(trace: Trace, verdict: str) -> dict[str, Any]:
     }
 
 
+def trace_json(trace: Trace) -> dict[str, Any]:
+    """What a trace is of, as a JSON object; its events are in the file, one a line."""
+    header = trace.header
+    return {
+        **run_json(trace, "finding" if any(f.decides for f in trace.findings) else "inconclusive"),
+        "params": header.parameters,
+        "environment": header.environment,
+        "threads": list(trace.threads),
+        "trace": trace.path,
+    }
+
+
 def replay_json(trace: Trace, divergence: Divergence | None) -> dict[str, Any]:
     """A replay as a JSON object."""
     return {
@@ -162,9 +174,14 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             "consistency): more preemptions may still find something; this is no proof"
         )
     else:
-        lines.append(f"nothing found before {result.stopped} ended the search: this is no proof")
-        if result.estimate is not None:
-            lines.append(f"  about {result.estimate:.2g} executions in all (an estimate)")
+        if result.complete:
+            lines.append("nothing found, but executions were cut: this is no proof")
+        else:
+            lines.append(
+                f"nothing found before {result.stopped} ended the search: this is no proof"
+            )
+        if result.estimate is not None and not result.cut:
+            lines.append(f"  about {result.estimate:.0e} executions in all (a rough estimate)")
     if result.cut:
         lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
     return lines
@@ -226,10 +243,11 @@ def intro(program: Program, strategy: str, seed: int, budget: Budget) -> str:
     """What is about to be explored, how, and within which budget."""
     limit = f"{budget.executions:,} executions or " if budget.executions is not None else ""
     machine = machine_line(program) or "no model"
+    seeded = "" if strategy == "dfs" else f", seed {seed}"
     return "\n".join(
         [
             f"{program.workload.name} on {machine}: {params_line(program) or 'no parameters'}",
-            f"strategy {strategy}, seed {seed}; at most {limit}{budget.seconds:g} s "
+            f"strategy {strategy}{seeded}; at most {limit}{budget.seconds:g} s "
             "(--max-executions, --max-duration)",
         ]
     )

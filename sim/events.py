@@ -128,9 +128,9 @@ class Finding:
     fatal: bool = True
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str, tuple[str, ...]]:
         """Two findings of one key are the same defect, seen in two executions."""
-        return self.kind, self.title
+        return self.kind, self.title, self.threads
 
 
 class Detector(Protocol):

@@ -8,22 +8,27 @@ having completed a bounded search, is never a pass.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
 from sim.detectors import Prediction
-from sim.errors import NondeterminismError
+from sim.errors import MisuseError, NondeterminismError, UsageError
 from sim.events import Finding
 from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, Execution, Strategy
 from sim.hosts import direct
-from sim.run import Host, Run, fingerprint, run_once
+from sim.run import Fingerprint, Host, Run, fingerprint, run_once
 from sim.strategies.replay import Choices, Hold
 from sim.workload import Program
 
 Verdict = Literal["proved", "finding", "inconclusive"]
 
+BLAME: Final = (
+    "Something outside the choices decides: set iteration, a global, the clock, a random number, "
+    "state kept between executions"
+)
 TRIES: Final = 3  # directed executions per kind of predicted use-after-free
 
 
@@ -97,39 +102,51 @@ class Result:
 
 
 def check_determinism(program: Program, strategy: Strategy, budget: Budget) -> None:
-    """Run the strategy's first execution twice; its steps must be the same.
-
-    Also audits it for operations that are made but not awaited.  Raises MisuseError.
-    """
-    first: list[tuple[str, str, int, str]] = []
-    again: list[tuple[str, str, int, str]] = []
+    """Run the strategy's first execution, and repeat it.  Raises as :func:`check_repeats`."""
     strategy.begin()
-    run = run_once(
-        program,
-        strategy,
-        observer=lambda event: first.append(fingerprint(event)),
-        audit=True,
-        max_steps=budget.steps,
-    )
-    run_once(
-        program,
-        Choices(run.execution.choices),
-        observer=lambda event: again.append(fingerprint(event)),
-        max_steps=budget.steps,
-    )
+    run = run_once(program, strategy, max_steps=budget.steps)
+    check_repeats(program, run.execution.choices, budget.steps)
+
+
+def check_repeats(program: Program, choices: Sequence[int], max_steps: int) -> None:
+    """Make the same choices twice; every step must be the same, and every operation awaited.
+
+    Raises MisuseError, or NondeterminismError naming the first step that differs.
+    """
+    first = _fingerprints(program, choices, max_steps)
+    again = _fingerprints(program, choices, max_steps)
     for step, (one, other) in enumerate(zip(first, again, strict=False)):
         if one != other:
             raise NondeterminismError(
                 f"the same choices gave different steps: at step {step} thread {one[0]} did "
                 f"{one[1]} at {one[2]:#x} = {one[3]}, then thread {other[0]} did {other[1]} at "
-                f"{other[2]:#x} = {other[3]}.  Something outside the choices decides: set "
-                "iteration, a global, the clock, state kept between executions"
+                f"{other[2]:#x} = {other[3]}.  {BLAME}"
             )
     if len(first) != len(again):
         raise NondeterminismError(
-            f"the same choices gave {len(first)} steps, then {len(again)}: something outside "
-            "the choices decides"
+            f"the same choices gave {len(first)} steps, then {len(again)}.  {BLAME}"
         )
+
+
+def _fingerprints(program: Program, choices: Sequence[int], max_steps: int) -> list[Fingerprint]:
+    """What happens under these choices; with an eye on what is not awaited."""
+    steps: list[Fingerprint] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            run_once(
+                program,
+                Choices(choices),
+                observer=lambda event: steps.append(fingerprint(event)),
+                audit=True,
+                max_steps=max_steps,
+            )
+        except UsageError as error:
+            raise NondeterminismError(f"the same choices do not fit: {error}.  {BLAME}") from None
+    for warning in caught:
+        if "was never awaited" in str(warning.message):
+            raise MisuseError(f"{warning.message}: write `await` before the call")
+    return steps
 
 
 @final
@@ -157,7 +174,7 @@ class Explorer:
         self._keep_going: Final = keep_going
         self._on_found: Final = on_found
         self._progress: Callable[[Result], None] | None = None
-        self._seen: Final[set[tuple[str, str]]] = set()
+        self._seen: Final[set[tuple[str, str, tuple[str, ...]]]] = set()
         self._tried: Final[Counter[tuple[str, str, str]]] = Counter()
         self._witnessed: Final[set[tuple[str, str, str]]] = set()
         self._started = 0.0
@@ -169,17 +186,19 @@ class Explorer:
         result = self.result
         while not result.stopped:
             if not self._strategy.begin():
-                result.complete = True
+                result.complete = getattr(self._strategy, "complete", False)
                 result.stopped = "every choice has been tried"
                 break
             run = self._run(self._strategy)
             self._count(run.execution)
+            if result.executions & (result.executions - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+                check_repeats(self._program, run.execution.choices, self._budget.steps)
             self._collect(run.execution, directed=False)
             for prediction in run.predictions:
+                result.stopped = result.stopped or self._over_budget()
                 if not result.stopped:
                     self._pursue(run, prediction)
-            if not result.stopped:
-                result.stopped = self._over_budget()
+            result.stopped = result.stopped or self._over_budget()
         self._finish()
         return result
 

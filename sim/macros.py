@@ -223,5 +223,5 @@ def note(name: str, value: Any = None) -> Op[None]:
 
 
 def outcome(value: Any) -> Op[None]:
-    """Add `value` to what this execution is said to have resulted in."""
-    return note("outcome", value)
+    """Add `value` to what this execution is said to have resulted in; a list counts as a tuple."""
+    return note("outcome", tuple(value) if isinstance(value, list) else value)

@@ -66,6 +66,8 @@ BLOCKING: Final = frozenset({LOCK, WAIT, JOIN, GP_END, CPU_HOLD, SLEEP})
 #: Kinds that commute with every other thread's next step and can disable none of them, so
 #: they are performed at once and are never a scheduling point.  (Ending a section or leaving
 #: a CPU only ever *enables* others; nobody can observe that it has not happened yet.)
+#: Not modelled: a thread that is kept off its CPU right before a fork, its end or the end of a
+#: section, by one that holds the CPU and waits for just what this step would bring about.
 LOCAL: Final = frozenset(
     {ALLOC, CHOOSE, FORK, EXIT, FENCE, SECTION_END, CPU_RELEASE, NOTE, QUIESCENT, DEADLOCK}
 )

@@ -90,7 +90,19 @@ def ensure_out(out: Path) -> None:
         if own and not (out / ".gitignore").exists():
             (out / ".gitignore").write_text("*\n")
     except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}") from None
+        problem = "not a directory" if out.is_file() else error.strerror
+        raise UsageError(f"--out {out}: {problem}") from None
+
+
+def _source(trace: Trace) -> str:
+    """Where the workload was found; a file also where it is beside the trace, or one above."""
+    source = trace.header.source
+    if source.endswith(".py") and not Path(source).is_file():
+        beside = Path(trace.path).resolve().parent
+        for folder in (beside, beside.parent):
+            if (folder / source).is_file():
+                return str(folder / source)
+    return source
 
 
 def program_of(trace: Trace, name: str = "") -> Program:
@@ -102,7 +114,7 @@ def program_of(trace: Trace, name: str = "") -> Program:
     """
     header = trace.header
     try:
-        workload = find(name or header.source or header.workload)
+        workload = find(name or _source(trace) or header.workload)
         return workload.restore(header.parameters, header.environment)
     except UsageError as error:
-        raise UsageError(f"{trace.path}: {error}") from None
+        raise UsageError(f"{trace.path}: {error} (--workload names another)") from None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
+from sim import ops
 from sim.detectors import Prediction, standard_detectors
 from sim.events import Event
 from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
@@ -14,6 +15,9 @@ from sim.memory import Memory
 from sim.workload import Program
 
 Host = Callable[[Execution], None]
+
+_GIVEN: Final = frozenset({ops.STORE, ops.XCHG, ops.CMPXCHG, ops.RMW, ops.NOTE, ops.CHOOSE})
+_PLAIN: Final = (int, str, bytes, tuple, type(None))  # of the same repr in every run
 
 HOSTS: Final[dict[str, Host]] = {"direct": direct.run, "trio": trio_host.run_blocking}
 
@@ -79,6 +83,11 @@ def run_once(
     return Run(execution, tuple(predictions))
 
 
-def fingerprint(event: Event) -> tuple[str, str, int, str]:
-    """What must be the same whenever the same choices are made: thread, operation, result."""
-    return event.thread.name, event.op.name, event.op.addr, repr(event.result)
+Fingerprint = tuple[str, str, int, str]
+
+
+def fingerprint(event: Event) -> Fingerprint:
+    """What must be the same whenever the same choices are made: thread, operation, values."""
+    op = event.op
+    given = op.operand if op.kind in _GIVEN and isinstance(op.operand, _PLAIN) else ""
+    return event.thread.name, op.name, op.addr, f"{event.result!r} {given!r}"

@@ -37,15 +37,19 @@ class GracePeriod:
 class Domain(Struct):
     """A flavour: the sections that are open now, in the order in which they began.
 
+    readers  whether its sections are readers: then the start of a grace period is ordered before
+             every section that begins after it (that is not so of callbacks and a barrier)
     invariant: a section is in `open` from its SECTION_BEGIN until its SECTION_END.
     """
 
     KIND = "domain"
 
     name: str
+    readers: bool
     open: dict[Section, None]
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, readers: bool = True) -> None:
         self.name = name
+        self.readers = readers
         self.open = {}
         self.size = 8

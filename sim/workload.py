@@ -254,9 +254,16 @@ def file_digest(path: Path) -> str:
 def _parameters(function: Callable[..., Body]) -> tuple[Parameter, ...]:
     hints = typing.get_type_hints(function)
     made = []
+    if not inspect.signature(function).parameters:
+        raise MisuseError(f"workload {function.__name__}: its first parameter is the machine")
     for spec in list(inspect.signature(function).parameters.values())[1:]:
         if spec.default is inspect.Parameter.empty:
             raise MisuseError(f"workload {function.__name__}: give {spec.name!r} a default value")
+        if not isinstance(spec.default, int | str):
+            raise MisuseError(
+                f"workload {function.__name__}: {spec.name!r} defaults to {spec.default!r}; "
+                "parameters are whole numbers, true or false, or text"
+            )
         hint = hints[spec.name]
         choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
         made.append(Parameter(spec.name, spec.default, choices))
@@ -311,7 +318,7 @@ def _only(module: ModuleType, name: str) -> Workload:
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UsageError(f"no workload module {name!r}: {error}") from None
 
 
@@ -323,6 +330,6 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
+    except Exception as error:
         raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
     return module

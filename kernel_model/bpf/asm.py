@@ -63,9 +63,10 @@ from kernel_model.bpf.insn import (
     Insn,
     InsnError,
 )
+from sim.errors import MisuseError
 
 
-class AsmError(ValueError):
+class AsmError(MisuseError, ValueError):
     """A line that is no instruction; the message says which line and what was expected."""
 
     def __init__(self, lineno: int, line: str, problem: str) -> None:

@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sim.errors import MisuseError
+
 # Instruction classes: the three low bits of the opcode.
 BPF_LD = 0x00
 BPF_LDX = 0x01
@@ -111,7 +113,7 @@ _LIMITS = (
 )
 
 
-class InsnError(ValueError):
+class InsnError(MisuseError, ValueError):
     """Something cannot be an instruction: a field out of range, bytes of a wrong length."""
 
 

@@ -19,7 +19,7 @@ from kernel_model.bpf.attr import BPF_PROG_LOAD
 from kernel_model.bpf.capability import bpf_capable
 from kernel_model.bpf.core import BpfText, bpf_prog_select_runtime
 from kernel_model.bpf.disasm import listing
-from kernel_model.bpf.insn import BPF_MAXINSNS, BPF_PSEUDO_MAP_VALUE, is_ld_imm64
+from kernel_model.bpf.insn import BPF_MAXINSNS, BPF_PSEUDO_MAP_VALUE, decode, is_ld_imm64
 from kernel_model.bpf.map import BpfMap
 from kernel_model.bpf.map_create import bpf_obj_name_cpy
 from kernel_model.bpf.map_refs import Idr, bpf_map_put
@@ -316,7 +316,7 @@ bpf_command(BPF_PROG_LOAD, ProgLoadAttr, bpf_prog_load)
 async def bpf_load_program(
     kernel: Kernel,
     prog_type: int,
-    insns: tuple[Insn, ...],
+    insns: tuple[Insn, ...] | bytes,
     *,
     name: str = "",
     flags: int = 0,
@@ -326,12 +326,13 @@ async def bpf_load_program(
 ) -> int:
     """Load a program from user mode, as libbpf does: a descriptor or -errno.
 
+    insns      instructions, or their encoding as an array of `struct bpf_insn`
     attach_to  the kernel function that a TRACING or LSM program is for
     log_buf    gets what the verifier has to say: the reason of a refusal
     """
     attr = ProgLoadAttr(
         prog_type=prog_type,
-        insns=insns,
+        insns=decode(insns) if isinstance(insns, bytes) else insns,
         prog_name=name,
         prog_flags=flags,
         expected_attach_type=expected_attach_type,

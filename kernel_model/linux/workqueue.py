@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from kernel_model.kernel import Kernel
 from kernel_model.linux.task import kthread, might_sleep, sleeping
 from sim.cells import Cell
-from sim.macros import WRITE_ONCE, join, wait_until, xchg
+from sim.macros import join, wait_until, xchg
 from sim.threads import Body, Thread, current
 
 WORK_STRUCT_PENDING: Final = 1
@@ -51,7 +51,7 @@ async def process_one_work(kernel: Kernel, work: Work, before: WorkData) -> None
     if isinstance(before, Thread):
         async with sleeping("worker_thread"):
             await join(before)
-    await WRITE_ONCE(work.data, current())
+    await xchg(work.data, current())  # sees what those did who found it pending
     await work.function(kernel, work.owner)
 
 

@@ -53,7 +53,7 @@ class Flavour:
 
     def callbacks(self, kernel: Kernel) -> Domain:
         """The callbacks that are queued or run now, as sections."""
-        return kernel.domain(f"{self.name}_callbacks")
+        return kernel.domain(f"{self.name}_callbacks", readers=False)
 
 
 async def __wait_rcu_gp(name: str, *domains: Domain) -> None:

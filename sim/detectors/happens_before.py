@@ -248,7 +248,7 @@ class HappensBefore:
 
     def _section_begin(self, index: int, event: Event) -> None:
         flavour = self._flavours.get(event.op.addr)
-        if flavour is not None:
+        if flavour is not None and event.op.target.readers:
             join(self.clocks[index], flavour.starts)
 
     def _section_end(self, index: int, event: Event) -> None:

@@ -22,6 +22,13 @@ from sim.threads import Thread
 
 REDUNDANT: Final = -1  # instead of a thread: this execution need not go on
 
+Pending = tuple[tuple[int, int, int], ...]
+
+
+def _pending(enabled: Sequence[Thread]) -> Pending:
+    """Who could go on, and with what."""
+    return tuple((t.key, t.pending.kind, t.pending.addr) for t in enabled if t.pending is not None)
+
 
 @final
 class Dfs:
@@ -43,10 +50,16 @@ class Dfs:
         self._preemptions = 0
         self._runs = 0
         self._causality = Causality()
-        self._met: Final[dict[tuple[int, int], int]] = {}  # the fewest preemptions it took
+        # The fewest preemptions it took, and what the threads were about to do.
+        self._met: Final[dict[tuple[int, int], tuple[int, Pending]]] = {}
 
     def begin(self) -> bool:
         if self._runs:
+            if self._depth < len(self._path):
+                raise NondeterminismError(
+                    f"an execution made {self._depth} choices, where the same choices led to "
+                    f"{len(self._path)} before: something outside the choices decides"
+                )
             while self._path and self._path[-1][0] + 1 == self._path[-1][1]:
                 self._path.pop()
             if not self._path:
@@ -86,9 +99,16 @@ class Dfs:
         going_on = enabled[first].key if first >= 0 and self.bound is not None else 0
         spent = self._preemptions if self.bound is not None else 0
         here = (self._causality.past, going_on)
-        if self._met.get(here, spent + 1) <= spent:
+        pending = _pending(enabled)
+        fewest, before = self._met.get(here, (spent + 1, pending))
+        if before != pending:
+            raise NondeterminismError(
+                "two executions with the same past go on differently: threads share state outside "
+                "of cells (a Python list, a dict, a variable of an enclosing function)"
+            )
+        if fewest <= spent:
             return True
-        self._met[here] = spent
+        self._met[here] = (spent, pending)
         return False
 
     def estimate(self) -> float | None:

@@ -29,7 +29,8 @@ class Choices:
 
     def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
         del last
-        return self._take(len(enabled), "threads are enabled: " + ", ".join(map(str, enabled)))
+        names = ", ".join(thread.name for thread in enabled)
+        return self._take(len(enabled), f"enabled threads: {names}")
 
     def choose(self, thread: Thread, n: int) -> int:
         return self._take(n, f"values for {thread.name}")

@@ -11,7 +11,7 @@ from kernel_model.kernel import Kernel
 from sim.cells import Cell, Struct, cell
 from sim.detectors import Prediction, standard_detectors
 from sim.events import Event, Finding
-from sim.execution import Execution
+from sim.execution import REDUNDANT, Execution
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.strategies.dfs import Dfs
@@ -69,7 +69,7 @@ def explore(
     With `sanitize`, also by the detectors that know nothing of Linux.
     """
     explored = Explored()
-    strategy = Dfs()
+    strategy = Dfs(distinct=True)
     while strategy.begin():
         memory = Memory()
         kernel = boot(memory, fixes=fixes_of("5.10", fixes), **options)
@@ -86,8 +86,10 @@ def explore(
         direct.run(execution)
         explored.executions += 1
         assert explored.executions < limit, "make the program smaller"
-        explored.states.add(execution.state)
         explored.findings += execution.findings
+        if execution.state is REDUNDANT:
+            continue
+        explored.states.add(execution.state)
         said = sorted(execution.outcomes, key=lambda pair: pair[0])
         explored.outcomes.add(tuple(value for _, value in said))
     return explored

@@ -215,7 +215,7 @@ def not_async() -> Any:
 @pytest.mark.parametrize(
     ("function", "mine", "message"),
     [
-        (rcu_read_lock_held, lambda: True, "rcu_read_lock_held is not a function of the model"),
+        (rcu_read_lock_held, lambda: True, "rcu_read_lock_held cannot be replaced"),
         (doubles, wrong_parameters(), r"has the parameters \(kernel.*number"),
         (doubles, not_async(), "both must be `async def`, or neither"),
     ],

@@ -74,6 +74,12 @@ def test_a_machine_is_what_version_and_fixes_make_it() -> None:
         ("5.10", ["deadbeef"], [], "no fix or mutant is named 'deadbeef'"),
         ("5.10", ["876673364161"], ["876673364161"], "is asked for with --with and with --without"),
         ("5.9", ["638e4b825d52"], [], "makes no sense without 1e6c62a88215"),
+        (
+            "6.8",
+            ["mutant:inner-free-rcu-only", "mutant:inner-free-trace-only"],
+            [],
+            "exclude each other",
+        ),
     ],
 )
 def test_impossible_machines_are_refused(
@@ -91,5 +97,5 @@ def test_a_mutant_brings_what_it_needs() -> None:
 
 def test_what_a_kernel_refuses_names_the_error_and_its_reason() -> None:
     assert checked("map", 3) == 3
-    with pytest.raises(UsageError, match="refuses the workload's map: -EINVAL: too big"):
-        checked("map", -22, b"first line\ntoo big\n")
+    with pytest.raises(UsageError, match="refuses the workload's map: -EINVAL: 3: exit: R0"):
+        checked("map", -22, b"2: r1 = r2\n3: exit\nR0\n")

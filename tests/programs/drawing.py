@@ -1,6 +1,6 @@
 """Hypothesis strategies that draw programs: small, and dense in interesting interleavings."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
@@ -54,11 +54,13 @@ class Features:
     regions: bool = True
     time: bool = True
     cpus: bool = True
+    hogs: bool = True  # who holds a CPU may wait
     forks: bool = True
     choices: bool = True
 
 
 ALL = Features()
+WAITING = ("waits", "locks", "sections", "objects", "forks", "time")  # what may have to wait
 
 
 def only(*names: str) -> Features:
@@ -100,6 +102,9 @@ def codes(features: Features, *, length: int, depth: int) -> SearchStrategy[Code
     kinds = [*_simple(features), *_objects(features)]
     if depth:
         kinds += _blocks(features, codes(features, length=2, depth=depth - 1))
+        if features.cpus:
+            held = features if features.hogs else replace(features, **dict.fromkeys(WAITING, False))
+            kinds.append(st.builds(Held, codes(held, length=2, depth=depth - 1)))
     return st.lists(st.one_of(kinds), min_size=1, max_size=length).map(tuple)
 
 
@@ -159,8 +164,6 @@ def _blocks(features: Features, body: SearchStrategy[Code]) -> list[SearchStrate
     if features.forks:
         cpu = st.sampled_from((None, 0, 1) if features.cpus else (None,))
         kinds.append(st.builds(Fork, body, cpu, st.booleans()))
-    if features.cpus:
-        kinds.append(st.builds(Held, body))
     return kinds
 
 

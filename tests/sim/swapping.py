@@ -7,7 +7,8 @@ same: the second must have been able to go first, and every step must give the s
 the same threads able to go on, and lead to the same end.  And no step may keep an independent
 one, which could have gone instead of it, from going after it.
 
-Performing the steps of `ops.LOCAL` at once loses no outcome: :func:`local_counterexample`.
+Performing the steps of `ops.LOCAL` at once loses no outcome: :func:`local_counterexample`.  (It
+does if a thread waits while it holds a CPU; what is then lost is no outcome of a correct kernel.)
 """
 
 from typing import Any

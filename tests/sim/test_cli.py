@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def rcusim(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
         [str(RCUSIM), *args],
         capture_output=True,
         text=True,
-        cwd=cwd,
+        cwd=cwd or tempfile.mkdtemp(prefix="rcusim-test-"),
         env={**os.environ, **env},
         check=False,
     )
@@ -206,10 +207,13 @@ def test_ctrl_c_ends_with_a_verdict_of_what_was_done() -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2)
+    assert process.stdout is not None
+    began = process.stdout.readline() + process.stdout.readline()
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
 
     assert process.returncode == 3, err
+    assert "strategy random" in began
     assert "Ctrl-C ended the search" in out
     assert "Traceback" not in err

@@ -1,5 +1,7 @@
 """Verdicts are honest, budgets hold, predictions are pursued."""
 
+import warnings
+
 import pytest
 
 from sim.cells import Cell, Struct, cell
@@ -171,7 +173,7 @@ def test_what_changes_between_runs_is_named() -> None:
             await READ_ONCE(shared.flag)
         await WRITE_ONCE(shared.flag, 8)
 
-    with pytest.raises(NondeterminismError, match="at step 1 thread main did WRITE_ONCE"):
+    with pytest.raises(NondeterminismError, match="at step 1 thread main did READ_ONCE"):
         check_determinism(moody.prepare({}), RandomWalk(0), Budget())
 
 
@@ -184,6 +186,69 @@ def test_a_forgotten_await_is_named_before_the_search_begins() -> None:
 
     with pytest.raises(MisuseError, match=r"write `await store\(...\)`"):
         check_determinism(forgetful.prepare({}), RandomWalk(0), Budget())
+
+
+def test_what_a_later_execution_does_differently_is_named_too() -> None:
+    runs = iter(range(100))
+
+    @workload()
+    async def moody(memory: Memory) -> None:
+        shared = memory.static(Shared)
+        if next(runs) < 5:
+            await choose(8)
+        await WRITE_ONCE(shared.flag, 7)
+
+    with pytest.raises(NondeterminismError):
+        explore(moody)
+
+
+def test_a_value_that_changes_between_runs_is_named() -> None:
+    values = iter(range(100))
+
+    @workload()
+    async def moody(memory: Memory) -> None:
+        await store(memory.static(Shared).flag, next(values))
+
+    with pytest.raises(NondeterminismError, match="did store"):
+        explore(moody)
+
+
+def test_awaits_forgotten_in_a_later_execution_are_found() -> None:
+    @workload()
+    async def forgetful(memory: Memory) -> None:
+        shared = memory.static(Shared)
+        if await choose(2):
+            store(shared.flag, 1)  # type: ignore[unused-awaitable]  # the mistake under test
+        await load(shared.flag)
+
+    with pytest.raises(MisuseError, match=r"write `await store"):
+        explore(forgetful)
+
+
+def test_a_call_of_an_async_function_that_is_not_awaited_is_found() -> None:
+    async def helper(shared: Shared) -> None:
+        await store(shared.flag, 1)
+
+    @workload()
+    async def forgetful(memory: Memory) -> None:
+        shared = memory.static(Shared)
+        helper(shared)  # type: ignore[unused-coroutine]  # the mistake under test
+        await load(shared.flag)
+
+    warnings.simplefilter("ignore")  # pytest would make the first one an error of its own
+    with pytest.raises(MisuseError, match="was never awaited"):
+        explore(forgetful)
+
+
+def test_leaving_the_interpreter_is_a_crash_like_any_other() -> None:
+    @workload()
+    async def leaving(memory: Memory) -> None:
+        await load(memory.static(Shared).flag)
+        raise SystemExit(0)
+
+    result = explore(leaving)
+
+    assert "SystemExit" in result.findings[0].finding.title
 
 
 def test_values_are_choices_like_threads() -> None:

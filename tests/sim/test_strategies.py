@@ -184,7 +184,7 @@ def test_past_its_end_a_choice_is_the_first(choices: Sequence[int], expected: st
 
 
 def test_a_choice_among_too_few_threads() -> None:
-    with pytest.raises(UsageError, match="choice 1 is 5, but there are 2 threads are enabled: <th"):
+    with pytest.raises(UsageError, match="choice 1 is 5, but there are 2 enabled threads: t0"):
         only_run(steps(2, 2), Choices([0, 5]))
 
 

@@ -11,12 +11,18 @@ import pytest
 from hypothesis import assume, given, settings
 
 from sim import ops
+from sim.cells import Cell, Struct, cell
+from sim.errors import NondeterminismError
 from sim.events import Event
+from sim.execution import Execution
 from sim.hosts import direct
+from sim.macros import load
+from sim.memory import Memory
 from sim.ops import Op
 from sim.strategies import causality
 from sim.strategies.causality import Causality
 from sim.strategies.dfs import Dfs
+from sim.threads import spawn
 from tests.programs.code import Await, Program, Read, Reader, Sleep, Swap, Synchronize, Time, Write
 from tests.programs.drawing import programs
 from tests.programs.running import (
@@ -181,3 +187,33 @@ def test_forgetting_which_readers_a_grace_period_waits_for_is_noticed(
     )
 
     assert pasts(*orders[0]) == pasts(*orders[1])
+
+
+def test_state_outside_of_cells_that_decides_a_step_is_noticed() -> None:
+    class Pair(Struct):
+        x: Cell[int] = cell(0)
+        y: Cell[int] = cell(0)
+
+    strategy = Dfs(distinct=True)
+    with pytest.raises(NondeterminismError, match="share state outside of cells"):
+        while strategy.begin():
+            memory = Memory()
+            pair = memory.static(Pair)
+            seen: list[int] = []
+
+            async def notes(pair: Pair = pair, seen: list[int] = seen) -> None:
+                await load(pair.x)
+                seen.append(1)
+                await load(pair.x)
+                await load(pair.x)
+
+            async def asks(pair: Pair = pair, seen: list[int] = seen) -> None:
+                await load(pair.y)
+                await load(pair.x if seen else pair.y)
+                await load(pair.y)
+
+            async def main(notes: Any = notes, asks: Any = asks) -> None:
+                await spawn(notes)
+                await spawn(asks)
+
+            direct.run(Execution(main, memory, strategy))
