@@ -169,7 +169,8 @@ class Execution:
             op = Op(ops.EXIT, "exit", thread.key, 0, thread, stop.value)
         except RcusimError:
             raise
-        except Exception as error:  # whatever model or workload code raises is a finding
+        except (Exception, SystemExit) as error:  # whatever model or workload raises: a finding
+            _refuse_foreign(thread, error)
             op = Op(ops.EXIT, "crash", thread.key, 0, thread, error)
         finally:
             Running.thread = None
@@ -324,3 +325,13 @@ class Execution:
                         f"thread {thread.name} made the operation {dropped.name} and dropped it: "
                         f"write `await {dropped.name}(...)`"
                     )
+
+
+def _refuse_foreign(thread: Thread, error: BaseException) -> None:
+    """Raise MisuseError for what an event loop's functions raise outside of one."""
+    told = str(error)
+    if "no running event loop" in told or "must be called from async context" in told:
+        raise MisuseError(
+            f"thread {thread.name} awaited a function of an event loop ({told}): await only "
+            "modelled functions inside a modelled thread; `sim.clock.sleep` sleeps"
+        ) from None

@@ -27,7 +27,8 @@ Pending = tuple[tuple[int, int, int], ...]
 
 def _pending(enabled: Sequence[Thread]) -> Pending:
     """Who could go on, and with what."""
-    return tuple((t.key, t.pending.kind, t.pending.addr) for t in enabled if t.pending is not None)
+    able = [(t.key, t.pending.kind, t.pending.addr) for t in enabled if t.pending is not None]
+    return tuple(sorted(able))  # threads are created in different orders
 
 
 @final

@@ -1,6 +1,7 @@
 """Hypothesis strategies that draw programs: small, and dense in interesting interleavings."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
@@ -97,13 +98,19 @@ def programs(
     return draw_program()
 
 
+def _quiet(features: Features) -> Features:
+    """Without what may have to wait."""
+    never: dict[str, Any] = dict.fromkeys(WAITING, False)
+    return replace(features, **never)
+
+
 def codes(features: Features, *, length: int, depth: int) -> SearchStrategy[Code]:
     """Sequences of instructions, nested up to `depth` deep."""
     kinds = [*_simple(features), *_objects(features)]
     if depth:
         kinds += _blocks(features, codes(features, length=2, depth=depth - 1))
         if features.cpus:
-            held = features if features.hogs else replace(features, **dict.fromkeys(WAITING, False))
+            held = features if features.hogs else _quiet(features)
             kinds.append(st.builds(Held, codes(held, length=2, depth=depth - 1)))
     return st.lists(st.one_of(kinds), min_size=1, max_size=length).map(tuple)
 

@@ -189,31 +189,38 @@ def test_forgetting_which_readers_a_grace_period_waits_for_is_noticed(
     assert pasts(*orders[0]) == pasts(*orders[1])
 
 
+def search(main: Callable[[Memory], Callable[[], Any]]) -> None:
+    strategy = Dfs(distinct=True)
+    while strategy.begin():
+        memory = Memory()
+        direct.run(Execution(main(memory), memory, strategy))
+
+
 def test_state_outside_of_cells_that_decides_a_step_is_noticed() -> None:
     class Pair(Struct):
         x: Cell[int] = cell(0)
         y: Cell[int] = cell(0)
 
-    strategy = Dfs(distinct=True)
+    def program(memory: Memory) -> Callable[[], Any]:
+        pair = memory.static(Pair)
+        seen: list[int] = []
+
+        async def notes() -> None:
+            await load(pair.x)
+            seen.append(1)
+            await load(pair.x)
+            await load(pair.x)
+
+        async def asks() -> None:
+            await load(pair.y)
+            await load(pair.x if seen else pair.y)
+            await load(pair.y)
+
+        async def main() -> None:
+            await spawn(notes)
+            await spawn(asks)
+
+        return main
+
     with pytest.raises(NondeterminismError, match="share state outside of cells"):
-        while strategy.begin():
-            memory = Memory()
-            pair = memory.static(Pair)
-            seen: list[int] = []
-
-            async def notes(pair: Pair = pair, seen: list[int] = seen) -> None:
-                await load(pair.x)
-                seen.append(1)
-                await load(pair.x)
-                await load(pair.x)
-
-            async def asks(pair: Pair = pair, seen: list[int] = seen) -> None:
-                await load(pair.y)
-                await load(pair.x if seen else pair.y)
-                await load(pair.y)
-
-            async def main(notes: Any = notes, asks: Any = asks) -> None:
-                await spawn(notes)
-                await spawn(asks)
-
-            direct.run(Execution(main, memory, strategy))
+        search(program)
