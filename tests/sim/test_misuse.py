@@ -206,6 +206,16 @@ def test_awaiting_trio_in_a_modelled_thread() -> None:
         trio_host.run_blocking(prepare(main))
 
 
+@pytest.mark.parametrize("foreign", [lambda: asyncio.sleep(1), lambda: trio.sleep(1)])
+def test_what_an_event_loop_raises_outside_of_one(foreign: Callable[[], Any]) -> None:
+    async def main(box: Box) -> None:
+        del box
+        await foreign()
+
+    with pytest.raises(MisuseError, match=r"thread main awaited a function of an event loop"):
+        run(main)
+
+
 def test_the_trio_host_inside_trio() -> None:
     async def main(box: Box) -> None:
         await READ_ONCE(box.x)
