@@ -159,7 +159,8 @@ def explore(
         path = trace_path(program, finding.kind, finding.title, out)
         header = header_of(program, strategy, seed, found.number)
         trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
-        shown = [r for r in trace.findings if (r.kind, r.title, r.threads) == finding.key]
+        found_in = [(r, (r.kind, r.title, tuple(sorted(r.threads)))) for r in trace.findings]
+        shown = [r for r, key in found_in if key == finding.key]
         if not shown:
             told = f"the same choices show {finding.title!r} in one run and not in another"
             raise NondeterminismError(f"{told}.  {BLAME}")

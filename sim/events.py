@@ -130,7 +130,7 @@ class Finding:
     @property
     def key(self) -> tuple[str, str, tuple[str, ...]]:
         """Two findings of one key are the same defect, seen in two executions."""
-        return self.kind, self.title, self.threads
+        return self.kind, self.title, tuple(sorted(self.threads))
 
 
 class Detector(Protocol):
