@@ -174,7 +174,12 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             "consistency): more preemptions may still find something; this is no proof"
         )
     else:
-        if result.complete:
+        if result.complete and not result.cut:
+            lines.append(
+                "nothing found in all interleavings explored, but threads shared a CPU, and one "
+                "that is kept off it by a holder waiting for it is not modelled: this is no proof"
+            )
+        elif result.complete:
             lines.append("nothing found, but executions were cut: this is no proof")
         else:
             lines.append(

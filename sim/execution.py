@@ -115,7 +115,6 @@ class Execution:
         ]
         self._alive: Final[list[Thread]] = []
         self._local: Final[list[Thread]] = []
-        self._guards = 0
         self._last: Thread | None = None
         self._main: Final = Spawn(main, (), "main", None, None)
 

@@ -71,6 +71,7 @@ class Result:
     predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
     complete    whether every interleaving (within the strategy's bound) has been run
     stopped     what ended the search
+    shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
     estimate    of the number of executions in all, None if the strategy knows none
     """
@@ -88,6 +89,7 @@ class Result:
     complete: bool = False
     bound: int | None = None
     stopped: str = ""
+    shared_cpu: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
 
@@ -96,7 +98,7 @@ class Result:
         """See the module's docstring."""
         if self.findings:
             return "finding"
-        if self.complete and self.bound is None and not self.cut:
+        if self.complete and self.bound is None and not self.cut and not self.shared_cpu:
             return "proved"
         return "inconclusive"
 
@@ -216,6 +218,8 @@ class Explorer:
         result.executions += 1
         result.steps += execution.step
         result.remarks = execution.memory.remarks
+        cpus = [thread.cpu.addr for thread in execution.threads.all if thread.cpu is not None]
+        result.shared_cpu |= len(set(cpus)) < len(cpus)
         result.elapsed_s = time.monotonic() - self._started
         if execution.state is CUT:
             result.cut += 1

@@ -80,7 +80,6 @@ class Thread:
         "key_bits",
         "name",
         "next_addr",
-        "notes",
         "parent",
         "pending",
         "result",
@@ -104,7 +103,6 @@ class Thread:
         self.forks = 0
         self.allocations = 0
         self.sections = 0
-        self.notes = 0
         self.next_addr = arena(self)
 
     @property

@@ -12,7 +12,7 @@ from sim.memory import Memory
 from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
-from sim.threads import spawn
+from sim.threads import Cpu, spawn
 from sim.workload import Program, Workload, find, workload
 
 
@@ -74,6 +74,25 @@ def test_a_complete_search_without_findings_is_a_proof() -> None:
     assert result.verdict == "proved"
     assert result.complete
     assert set(result.outcomes) == {(1,), (2,)}
+
+
+@pytest.mark.parametrize(("cpus", "verdict"), [(1, "inconclusive"), (2, "proved")])
+def test_a_complete_search_of_threads_on_one_cpu_is_no_proof(cpus: int, verdict: str) -> None:
+    @workload()
+    async def sharing(memory: Memory) -> None:
+        shared = memory.static(Shared)
+        places = [memory.static(Cpu, number) for number in range(cpus)]
+
+        async def writer() -> None:
+            await WRITE_ONCE(shared.flag, 1)
+
+        for nth in range(2):
+            await spawn(writer, name=f"writer{nth}", cpu=places[nth % cpus])
+
+    result = explore(sharing)
+
+    assert result.complete
+    assert result.verdict == verdict
 
 
 def test_a_complete_bounded_search_is_no_proof() -> None:
