@@ -241,6 +241,7 @@ class Struct:
     or by ``Memory.static`` for what exists before the first thread runs.
 
     KIND   what the object is called in labels (default: the class name)
+    TEXT   whether it holds instructions: then it lies in the text region
     label  KIND, allocating thread and its n-th allocation: the same in every run in which
            that thread does the same, whatever the others do
     addr   simulated virtual address; size: bytes
@@ -248,6 +249,7 @@ class Struct:
     """
 
     KIND: ClassVar[str] = ""
+    TEXT: ClassVar[bool] = False
     _specs: ClassVar[dict[str, _CellSpec]] = {}
 
     label: str

@@ -33,10 +33,11 @@ class Fault:
     """What memory found wrong with an access.
 
     kind    use-after-free, slab-out-of-bounds, null-ptr-deref, wild-memory-access,
-            double-free, invalid-unlock
+            double-free, invalid-unlock, use-after-free-execute, wild-execute
     write   whether the access writes
     addr    the address accessed; size: bytes
     object  the object hit or nearest below, None if there is none
+    execute whether it is a fetch of instructions
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Fault:
     addr: int
     size: int
     object: Struct | None
+    execute: bool = False
 
 
 @final

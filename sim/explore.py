@@ -253,7 +253,9 @@ class Explorer:
         directed = self._run(strategy)
         self.result.directed += 1
         self._count(directed.execution)
-        if any(finding.kind == "use-after-free" for finding in directed.execution.findings):
+        if any(
+            finding.kind.startswith("use-after-free") for finding in directed.execution.findings
+        ):
             self._witnessed.add(key)
         self._collect(directed.execution, directed=True)
 

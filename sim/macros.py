@@ -51,6 +51,14 @@ def smp_store_release(place: Lvalue[T], value: T) -> Op[None]:
     return Op(ops.STORE, "smp_store_release", place.addr, place.size, place, value, ops.RELEASE)
 
 
+def fetch(place: Lvalue[T] | None, addr: int, pc: int) -> Op[T]:
+    """A CPU reads the instruction at `pc` of text that others may change or free.
+
+    place  what the CPU sees there, None: there is no text; addr: where `place` is, or `pc`
+    """
+    return Op(ops.FETCH, "fetch", addr, 1, place, pc, ops.ACQUIRE)
+
+
 def load_at(addr: int, size: int, order: int = ops.PLAIN) -> Op[int]:
     """A read of `size` bytes at a simulated address; pointers read as addresses."""
     return Op(ops.LOAD, "load", addr, size, None, None, order)

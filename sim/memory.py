@@ -19,7 +19,7 @@ from sim.events import Fault, Stack
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod
 from sim.stack import unwind
-from sim.threads import ARENA_BITS, Cpu, Thread, arena
+from sim.threads import ARENA_BITS, TEXT_ARENA_BITS, Cpu, Thread, arena, text_arena
 
 S = TypeVar("S", bound=Struct)
 
@@ -73,6 +73,7 @@ class Memory:
         self._static_count: dict[str, int] = {}
         self._apply: dict[int, Callable[[Thread, Op[Any]], Any]] = {
             ops.LOAD: self._load,
+            ops.FETCH: self._fetch,
             ops.STORE: self._store,
             ops.XCHG: self._xchg,
             ops.CMPXCHG: self._cmpxchg,
@@ -130,6 +131,8 @@ class Memory:
 
     def _alloc(self, thread: Thread, op: Op[Any]) -> Struct:
         cls, args, kwargs = op.operand
+        if cls.TEXT:
+            return self._alloc_text(thread, op)
         if not thread.next_addr:
             raise MisuseError(
                 f"thread {thread.name} is too deep a descendant of the main thread (or one of "
@@ -143,6 +146,22 @@ class Memory:
             raise MisuseError(
                 f"thread {thread.name} has allocated more than {1 << (ARENA_BITS - 20)} MiB: "
                 "use smaller objects"
+            )
+        self.allocated[made.addr] = self._site(thread)
+        return made
+
+    def _alloc_text(self, thread: Thread, op: Op[Any]) -> Struct:
+        cls, args, kwargs = op.operand
+        start = text_arena(thread)
+        addr = thread.next_text or start
+        label = f"{cls.KIND}#{thread.name}.{thread.allocations}"
+        made: Struct = self._place(cls, label, addr, args, kwargs)
+        thread.allocations += 1
+        thread.next_text = _after(made)
+        if not start or thread.next_text > start + (1 << TEXT_ARENA_BITS):
+            raise MisuseError(
+                f"thread {thread.name} makes more text than {1 << (TEXT_ARENA_BITS - 10)} KiB, or "
+                "is too deep a descendant of the main thread to have any: load programs higher up"
             )
         self.allocated[made.addr] = self._site(thread)
         return made
@@ -219,6 +238,16 @@ class Memory:
         if place is None or place.owner.freed:
             return int.from_bytes(bytes([POISON] * op.size), "little")
         return as_int(place.value) & ((1 << (8 * op.size)) - 1)
+
+    def _fetch(self, _thread: Thread, op: Op[Any]) -> Any:
+        place = op.target
+        if place is None:
+            self.fault = Fault("wild-execute", False, op.operand, op.size, None, execute=True)
+            return None
+        if place.owner.freed:
+            kind = "use-after-free-execute"
+            self.fault = Fault(kind, False, op.operand, op.size, place.owner, execute=True)
+        return place.value
 
     def _store(self, _thread: Thread, op: Op[Any]) -> None:
         place = op.target

@@ -43,11 +43,12 @@ SLEEP: Final = 23  # operand: the deadline in ns; waits until it is the earliest
 NOTE: Final = 24  # operand: a remark for detectors and reports; no effect
 QUIESCENT: Final = 25  # engine: every thread has ended
 DEADLOCK: Final = 26  # engine: threads are left and none of them can take a step
+FETCH: Final = 27  # a CPU reads instructions; operand: the program counter; result: what is there
 
 KIND_NAMES: Final = (
     "LOAD STORE XCHG CMPXCHG RMW LOCK TRYLOCK UNLOCK FREE WAIT ALLOC CHOOSE FORK JOIN EXIT FENCE"
     " SECTION_BEGIN SECTION_END GP_START GP_END CPU_HOLD CPU_RELEASE CLOCK SLEEP NOTE QUIESCENT"
-    " DEADLOCK"
+    " DEADLOCK FETCH"
 ).split()
 
 # Orders: how an access takes part in synchronisation (not in the search).
@@ -73,8 +74,8 @@ LOCAL: Final = frozenset(
 )
 
 #: Kinds that touch the bytes ``[addr, addr + size)``, and those among them that change them.
-MEMORY: Final = frozenset({LOAD, STORE, XCHG, CMPXCHG, RMW, LOCK, TRYLOCK, UNLOCK, FREE})
-WRITING: Final = MEMORY - {LOAD}
+MEMORY: Final = frozenset({LOAD, STORE, XCHG, CMPXCHG, RMW, LOCK, TRYLOCK, UNLOCK, FREE, FETCH})
+WRITING: Final = MEMORY - {LOAD, FETCH}
 
 _CPU: Final = frozenset({CPU_HOLD, CPU_RELEASE})
 _TIME: Final = frozenset({CLOCK, SLEEP})
@@ -171,7 +172,7 @@ def dependent(a: Op[Any], b: Op[Any], *, same_cpu: bool = False) -> bool:
     if same_cpu and (ka in _CPU or kb in _CPU):
         return True
     if ka in MEMORY and kb in MEMORY:
-        return (ka != LOAD or kb != LOAD) and overlap(a, b)
+        return (ka in WRITING or kb in WRITING) and overlap(a, b)
     if ka == WAIT:
         return _wait_reads(a, b)
     if kb == WAIT:

@@ -80,6 +80,7 @@ class Thread:
         "key_bits",
         "name",
         "next_addr",
+        "next_text",
         "parent",
         "pending",
         "result",
@@ -104,6 +105,7 @@ class Thread:
         self.allocations = 0
         self.sections = 0
         self.next_addr = arena(self)
+        self.next_text = 0
 
     @property
     def addr(self) -> int:
@@ -137,6 +139,18 @@ def arena(thread: Thread) -> int:
     if thread.key_bits > _KEY_BITS:
         return 0  # too deep for an address of its own; allocating from it is refused
     return HEAP_BASE + (thread.key << ARENA_BITS)
+
+
+TEXT_ARENA_BITS: Final = 16  # 64 KiB of text that a thread makes
+TEXT_BASE: Final = 0xFFFF_FFFF_A000_0000  # the modules area of x86-64
+_TEXT_KEY_BITS: Final = 14  # so that every arena lies inside the modules area
+
+
+def text_arena(thread: Thread) -> int:
+    """Where the text that `thread` makes lies; 0: it is too deep a descendant to have any."""
+    if thread.key_bits > _TEXT_KEY_BITS:
+        return 0
+    return TEXT_BASE + (thread.key << TEXT_ARENA_BITS)
 
 
 class Running:

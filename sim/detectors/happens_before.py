@@ -122,7 +122,7 @@ class HappensBefore:
         index = event.thread.index
         self.time = self.clocks[index][index]
         kind = op.kind
-        if kind == ops.LOAD:
+        if kind == ops.LOAD or kind == ops.FETCH:
             if op.order != ops.PLAIN and (message := self._message(op)) is not None:
                 self._acquire(index, op.order, message)
         elif kind == ops.STORE:

@@ -130,13 +130,13 @@ class Lifetime:
 
     def _finding(self, event: Event, fault: Fault) -> Finding:
         thread = event.thread
-        function = function_of(thread, event.op)
+        function = _symbol(fault) or function_of(thread, event.op)
         if fault.kind == INVALID_UNLOCK:
             title = f"WARNING: bad unlock balance detected in {function}"
             first = f"{thread.name} releases a lock that it does not hold"
         else:
             title = f"BUG: KASAN: {fault.kind} in {function}"
-            access = "Write" if fault.write else "Read"
+            access = "Execute" if fault.execute else "Write" if fault.write else "Read"
             first = f"{access} of size {fault.size} at addr {fault.addr:016x} by task {thread.name}"
         details = [Detail(first, ()), call_trace(thread)]
         threads = [thread.name]
@@ -149,3 +149,11 @@ class Lifetime:
         if event.op.kind != ops.FREE:
             details += field_of(event.op.target)
         return Finding(fault.kind, title, distinct(threads), event.step, tuple(details))
+
+
+def _symbol(fault: Fault) -> str:
+    """For a fetch of instructions: whose they are, or were."""
+    if not fault.execute or fault.object is None:
+        return ""
+    name = getattr(fault.object, "name", fault.object.label)
+    return f"{name}+{fault.addr - fault.object.addr:#x}"

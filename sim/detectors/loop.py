@@ -29,7 +29,7 @@ LIMIT: Final = 1000
 
 #: Kinds that leave no trace in the state that the others see, and those that may.
 _FRUITLESS: Final = frozenset(
-    {ops.LOAD, ops.WAIT, ops.FENCE, ops.CLOCK, ops.NOTE}
+    {ops.LOAD, ops.FETCH, ops.WAIT, ops.FENCE, ops.CLOCK, ops.NOTE}
     | {ops.SECTION_BEGIN, ops.SECTION_END, ops.GP_START, ops.GP_END}
 )
 _CONDITIONAL: Final = frozenset({ops.CMPXCHG, ops.RMW, ops.TRYLOCK})

@@ -72,7 +72,7 @@ def _sees(thread: Thread, op: Op[Any]) -> Iterator[Hashable]:
     kind = op.kind
     if thread.cpu is not None:
         yield thread.cpu.addr
-    if kind == ops.LOAD:
+    if kind == ops.LOAD or kind == ops.FETCH:
         yield from _words(op.addr, op.size)
     elif kind == ops.WAIT:
         for cell in op.operand[1]:

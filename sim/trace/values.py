@@ -108,6 +108,9 @@ def place_of(op: Op[Any], memory: Memory) -> str:
         return ", ".join(cell.label for cell in op.operand[1])
     if op.kind == ops.EXIT:
         return ""
+    if op.kind == ops.FETCH and op.target is not None:
+        image: Struct = op.target.owner
+        return f"{image.label}+{op.operand - image.addr:#x}"
     if op.target is not None:
         return _name(op.target)
     if op.kind not in ops.MEMORY:

@@ -44,7 +44,17 @@ _ENGINE: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})  # no thread does thes
 
 #: What an operation's result is the value of.
 _READING: Final = frozenset(
-    {ops.LOAD, ops.XCHG, ops.CMPXCHG, ops.RMW, ops.TRYLOCK, ops.WAIT, ops.CLOCK, ops.SLEEP}
+    {
+        ops.LOAD,
+        ops.FETCH,
+        ops.XCHG,
+        ops.CMPXCHG,
+        ops.RMW,
+        ops.TRYLOCK,
+        ops.WAIT,
+        ops.CLOCK,
+        ops.SLEEP,
+    }
 )
 #: Operations whose operand is more than what they read and write says.
 _WITH_OPERAND: Final = frozenset(
