@@ -10,8 +10,10 @@ from typing import Any, Final
 from kernel_model.bpf.capability import Credentials
 from kernel_model.bpf.helpers import UserSpace
 from kernel_model.bpf.hooks import Rtnl, Tracepoints
+from kernel_model.bpf.ksym import BpfKsyms
 from kernel_model.bpf.map_refs import MapIds
 from kernel_model.bpf.prog import ProgIds
+from kernel_model.bpf.prog_array import prog_array_map_ops
 from kernel_model.bpf.syscall import Sysctls
 from kernel_model.fixes import DEFAULT_VERSION, Fix, fixes_of
 from kernel_model.kernel import Kernel
@@ -19,6 +21,7 @@ from kernel_model.linux.file import FdTable, FileCache
 from kernel_model.rcu.tasks import TASKS, RcuTasks
 from kernel_model.rcu.tasks_trace import TRACE, RcuTasksTrace
 from kernel_model.rcu.tree import RCU, RcuData
+from kernel_model.x86.alternative import TextPatching
 from sim.cells import Struct
 from sim.memory import Memory
 
@@ -34,7 +37,11 @@ SUBSYSTEMS: Final[tuple[type[Struct], ...]] = (
     ProgIds,
     Tracepoints,
     Rtnl,
+    BpfKsyms,
+    TextPatching,
 )
+
+MODULES: Final = (prog_array_map_ops,)  # what makes itself known when it is imported
 
 
 def boot(

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
+from kernel_model.checks_text import text_detectors
 from kernel_model.linux.task import Context
 from sim import ops
 from sim.cells import Cell
@@ -34,7 +35,7 @@ STALL_NS: Final = 21_000_000_000  # CONFIG_RCU_CPU_STALL_TIMEOUT
 
 def linux_detectors() -> list[Detector]:
     """The checks, new for every execution."""
-    return [SuspiciousRcu(), SleepInAtomic(), Unbalanced(), LockOrder(), Stall()]
+    return [SuspiciousRcu(), SleepInAtomic(), Unbalanced(), LockOrder(), Stall(), *text_detectors()]
 
 
 class _Warns:
@@ -66,7 +67,11 @@ class SuspiciousRcu(_Warns):
         op = event.op
         if op.kind == ops.GP_START:
             return self._waits_in_reader(event)
-        if op.operand is None or any(_is_reader(event.thread, name) for name in op.operand):
+        if (
+            op.operand is None
+            or op.order != ops.DEREF
+            or any(_is_reader(event.thread, name) for name in op.operand)
+        ):
             return None
         where = function_of(event.thread, op)
         needed = " or ".join(op.operand)

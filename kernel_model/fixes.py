@@ -19,8 +19,11 @@ from typing import Final
 from sim.errors import UsageError
 
 #: The releases that can be asked for, in order, with what each is known for here.
-VERSIONS: Final = ("5.8", "5.9", "5.10", "5.11", "5.12", "5.14", "6.1", "6.2", "6.7", "6.8", "6.12")
+VERSIONS: Final = (
+    "5.5", "5.6", "5.8", "5.9", "5.10", "5.11", "5.12", "5.14", "6.1", "6.2", "6.7", "6.8", "6.12",
+)  # fmt: skip
 DEFAULT_VERSION: Final = "5.10"
+LATER: Final = "later"  # than every one of them
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Commit:
 
     id        12 hex digits of the commit, or ``mutant:NAME``
     subject   the commit's subject, or what the mutant breaks
-    since     the first of VERSIONS that has it
+    since     the first of VERSIONS that has it, or LATER
     requires  ids without which it makes no sense
     excludes  ids with which it makes no sense
     """
@@ -46,6 +49,45 @@ class Fix(Enum):
 
     REMOVE_SYNCHRONIZE_RCU = Commit(
         "bba1dc0b55ac", "bpf: Remove redundant synchronize_rcu.", since="5.9"
+    )
+    UREF = Commit("c9da161c6517", "bpf: fix clearing on persistent program array maps", since="5.5")
+    UNTRACK_ON_ERROR = Commit(
+        "a2ea07465c8d", "bpf: Fix missing prog untrack in release_maps", since="5.5"
+    )
+    TAILCALL_TARGET = Commit(
+        "cf71b174d346",
+        "bpf: rename poke descriptor's 'ip' member to 'tailcall_target'",
+        since="5.10",
+    )
+    TAIL_CALL_SUBPROGS = Commit(
+        "ebf7d1f508a7",
+        "bpf, x64: rework pro/epilogue and tailcall handling in JIT",
+        since="5.10",
+        requires=("cf71b174d346",),
+    )
+    SUBPROG_UNTRACK = Commit(
+        "f263a81451c1",
+        "bpf: Track subprog poke descriptors correctly and fix use-after-free",
+        since="5.14",
+        requires=("ebf7d1f508a7",),
+    )
+    POKE_WITHOUT_KSYM = Commit(
+        "4b7de801606e", "bpf: Fix prog_array_map_poke_run map poke update", since="6.7"
+    )
+    TAIL_CALL_HIERARCHY = Commit(
+        "116e04ba1459",
+        "bpf, x64: Fix tailcall hierarchy",
+        since="6.12",
+        requires=("ebf7d1f508a7",),
+    )
+    TAIL_CALL_COUNT_OFFSET = Commit(
+        "ff672c67ee76",
+        "bpf, x86: Fix tail call count offset calculation on bpf2bpf call",
+        since="6.1",
+        requires=("ebf7d1f508a7",),
+    )
+    CLEAR_RESCHED = Commit(
+        "4406942e65ca", "bpf: Fix RCU stall in bpf_fd_array_map_clear()", since=LATER
     )
     SLEEPABLE = Commit("1e6c62a88215", "bpf: Introduce sleepable BPF programs", since="5.10")
     INNER_MAP = Commit(
@@ -77,6 +119,49 @@ class Fix(Enum):
         since=None,
         requires=("876673364161",),
         excludes=("mutant:inner-free-rcu-only",),
+    )
+
+    POKE_NO_INT3 = Commit(
+        "mutant:poke-no-int3", "text_poke_bp() writes without a breakpoint", since=None
+    )
+    INSTALL_SWAPPED = Commit(
+        "mutant:install-swapped",
+        "a tail call is installed by opening the bypass before the target is set",
+        since=None,
+        requires=("ebf7d1f508a7",),
+    )
+    REMOVE_NO_GP = Commit(
+        "mutant:remove-no-gp",
+        "a tail call is removed without a grace period between bypass and target",
+        since=None,
+        requires=("ebf7d1f508a7",),
+    )
+    REMOVE_TRACE_GP = Commit(
+        "mutant:remove-trace-gp",
+        "a tail call is removed under a Tasks Trace grace period",
+        since=None,
+        requires=("ebf7d1f508a7",),
+        excludes=("mutant:remove-no-gp",),
+    )
+    PUSH_BACK = Commit(
+        "mutant:push-back",
+        "no bypass: registers are popped before the target, and pushed back behind it",
+        since=None,
+        requires=("ebf7d1f508a7",),
+    )
+    STABLE_FIRST = Commit(
+        "mutant:stable-first", "a poke descriptor is stable before it is fixed up", since=None
+    )
+    FIXUP_UNLOCKED = Commit(
+        "mutant:fixup-unlocked", "the JIT fixes tail calls up without poke_mutex", since=None
+    )
+    NO_UNTRACK = Commit(
+        "mutant:no-untrack", "a freed program stays in the list of its prog arrays", since=None
+    )
+    PUT_BEFORE_POKE = Commit(
+        "mutant:put-before-poke",
+        "the reference to the old program is dropped before the tail calls are patched",
+        since=None,
     )
 
     @property
@@ -116,8 +201,8 @@ def fixes_of(version: str, add: Iterable[str] = (), remove: Iterable[str] = ()) 
     if version not in VERSIONS:
         known = ", ".join(VERSIONS)
         raise UsageError(f"kernel version {version!r} is not modelled; known: {known}")
-    at = VERSIONS.index(version)
-    fixes = {f for f in Fix if f.value.since and VERSIONS.index(f.value.since) <= at}
+    released = VERSIONS[: VERSIONS.index(version) + 1]
+    fixes = {f for f in Fix if f.value.since in released}
     added = {fix_named(name) for name in add}
     removed = {fix_named(name) for name in remove}
     if both := sorted(f.id for f in added & removed):

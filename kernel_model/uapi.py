@@ -13,10 +13,12 @@ from kernel_model.bpf.attr import (
     BPF_MAP_CREATE,
     BPF_MAP_DELETE_ELEM,
     BPF_MAP_FREEZE,
+    BPF_MAP_GET_FD_BY_ID,
     BPF_MAP_GET_NEXT_KEY,
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
     BpfAttr,
+    GetIdAttr,
     MapCreateAttr,
     MapElemAttr,
 )
@@ -100,6 +102,11 @@ async def bpf_map_get_next_key(kernel: Kernel, fd: int, key: bytes | None) -> by
     next_key = bytearray()
     attr = MapElemAttr(map_fd=fd, key=key, value=next_key)
     return await bpf(kernel, BPF_MAP_GET_NEXT_KEY, attr) or bytes(next_key)
+
+
+async def bpf_map_get_fd_by_id(kernel: Kernel, id: int) -> int:
+    """A descriptor of the map with that id."""
+    return await bpf(kernel, BPF_MAP_GET_FD_BY_ID, GetIdAttr(id=id))
 
 
 async def bpf_map_freeze(kernel: Kernel, fd: int) -> int:

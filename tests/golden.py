@@ -7,13 +7,16 @@ committed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sim.execution import Strategy
 from sim.explore import Budget, Explorer
 from sim.record import header_of, record
 from sim.report.columns import render_columns
 from sim.report.splat import render_splats
+from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
 from sim.trace.format import Trace
@@ -33,10 +36,14 @@ class Golden:
     params: dict[str, str] = field(default_factory=dict)
     add: tuple[str, ...] = ()
     race: bool = False
+    remove: tuple[str, ...] = ()
+    strategy: Callable[[], Strategy] = lambda: RandomWalk(0)
 
     @property
     def program(self) -> Program:
-        return find(self.workload).prepare(self.params, version=self.version, add=self.add)
+        return find(self.workload).prepare(
+            self.params, version=self.version, add=self.add, remove=self.remove
+        )
 
     @property
     def path(self) -> Path:
@@ -54,6 +61,19 @@ GOLDEN = [
         add=("mutant:inner-free-rcu-only",),
     ),
     Golden("array-values-data-race-5.10", "array_map_values", "5.10", race=True),
+    Golden("tailcall-load-window-5.10-execute", "tailcall_load_window", "5.10"),
+    Golden("tailcall-load-window-5.10-bug", "tailcall_load_window", "5.10", {"installed": "no"}),
+    Golden("tailcall-untrack-5.10", "tailcall_subprog_untrack", "5.10"),
+    Golden("tailcall-tree-5.10", "tailcall_counter", "5.10", {"shape": "tree"}),
+    Golden(
+        "tailcall-install-swapped-5.10",
+        "tailcall_poke",
+        "5.10",
+        {"runs": "2"},
+        add=("mutant:install-swapped",),
+        strategy=lambda: Pct(0),
+    ),
+    Golden("prog-array-cleared-early", "prog_array_clear", "5.10", remove=("c9da161c6517",)),
 ]
 
 
@@ -65,7 +85,7 @@ def report(trace: Trace) -> str:
 def write(golden: Golden) -> None:
     """Search, record and report."""
     budget = Budget(executions=1 if golden.race else 1000)
-    result = Explorer(golden.program, RandomWalk(0), budget).explore()
+    result = Explorer(golden.program, golden.strategy(), budget).explore()
     found = (result.races if golden.race else result.findings)[0]
     header = header_of(golden.program, "random", 0, found.number)
     trace = record(golden.program, Choices(found.choices), header, golden.path)

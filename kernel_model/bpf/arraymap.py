@@ -98,6 +98,7 @@ class BpfArray(BpfMap):
     value       of an array: the elements
     pptrs       of a per-CPU array: where they are
     ptrs        of an array of maps (programs, ...): the slots
+    aux         of an array of programs: its `BpfArrayAux`
     """
 
     KIND = "bpf_array"
@@ -107,6 +108,7 @@ class BpfArray(BpfMap):
     value: Bytes
     pptrs: Cells[PercpuArea | None]
     ptrs: Cells[Any]
+    aux: Any
 
     def __init__(self, like: MapShape, entries: int, *, bypass_spec_v1: bool) -> None:
         """An array with memory for so many `entries`; a template has none."""

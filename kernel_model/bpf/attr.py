@@ -21,6 +21,7 @@ BPF_MAP_UPDATE_ELEM: Final = 2
 BPF_MAP_DELETE_ELEM: Final = 3
 BPF_MAP_GET_NEXT_KEY: Final = 4
 BPF_PROG_LOAD: Final = 5
+BPF_MAP_GET_FD_BY_ID: Final = 14
 BPF_MAP_FREEZE: Final = 22
 BPF_PROG_BIND_MAP: Final = 35
 
@@ -88,6 +89,14 @@ class MapCreateAttr(BpfAttr):
     numa_node: int = 0
     map_name: str = ""
     spin_lock_off: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetIdAttr(BpfAttr):
+    """BPF_MAP_GET_FD_BY_ID."""
+
+    id: int
+    open_flags: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

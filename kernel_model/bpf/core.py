@@ -1,46 +1,42 @@
 """kernel/bpf/core.c (v5.10): running eBPF bytecode inside a modelled thread
 
-`bpf_prog_run` awaits the coroutine that `kernel_model.bpf.translate` made of the program. A
-`BpfRun` is what that coroutine and the helpers share: the stack frames and the context, which no
-other thread can see, and where they lie in the simulated address space.
+`bpf_prog_run` calls the image of a program as C code does. What runs there is the coroutine that
+`kernel_model.bpf.translate` made of the function. A `BpfRun` is what that coroutine, the helpers
+and the JIT's sequences share: the registers and the kernel stack of the thread, which no other
+thread can see, and where they lie in the simulated address space.
 
 A program that does what the verifier would never let pass raises `BpfProgramError`: the thread
 crashes, and the report names the program and the instruction. An access to memory that is not
 there is no such error but a finding about the kernel, as anywhere in the model.
 
-Not modelled: the JIT and its images; tail calls; statistics; the text of a program as memory, so
-that running one which has been freed is noticed only where a helper that slept returns to it.
+Not modelled: the interpreter; statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from kernel_model.bpf.disasm import print_bpf_insn
-from kernel_model.bpf.insn import MAX_BPF_STACK, Insn, is_ld_imm64
+from kernel_model.bpf.insn import Insn, is_ld_imm64
+from kernel_model.bpf.jit_run import Unset
 from kernel_model.bpf.map import words
-from kernel_model.bpf.translate import BpfFunc, Unset, is_kernel_call, registers_read, translate
+from kernel_model.bpf.translate import BpfFunc, is_kernel_call, registers_read, translate
+from kernel_model.x86.cpu import CALLEE_SAVED, Machine, machine
 from sim import ops
-from sim.cells import Cell
-from sim.macros import load_at, store_at
+from sim.cells import Cell, as_int
+from sim.macros import load, load_at, store_at
 from sim.ops import Op
-from sim.threads import current
 
 if TYPE_CHECKING:
+    from kernel_model.bpf.jit import BpfImage
     from kernel_model.bpf.prog import BpfProg
     from kernel_model.kernel import Kernel
+    from kernel_model.x86.text import Image
 
 MAX_CALL_FRAMES: Final = 8
 MAX_JUMPS_BACK: Final = 1_000_000  # of one run; v5.10 verifies no more steps than that
-
-# Every thread has 16 KiB of its own where its programs run: a hole, the frames, the context.
-_RUNS: Final = 0xFFFF_C900_0000_0000  # where x86-64 has its kernel stacks
-_RUNS_MASK: Final = (1 << 45) - 1
-_RUN_BITS: Final = 14
-_HOLE: Final = 4096
-_FRAMES: Final = MAX_CALL_FRAMES * MAX_BPF_STACK
 
 
 class BpfProgramError(Exception):
@@ -65,7 +61,8 @@ class BpfText:
     calls      the functions of the kernel that it calls, by the immediate of the call
     addresses  the 64-bit constants that the loader resolved, by index of the instruction
     derefs     the loads of pointers that order what depends on them, by index
-    bpf_func   the coroutine function that all this was translated to
+    functions  the coroutine functions that all this was translated to, by first instruction
+    images     the functions' images, by first instruction
     """
 
     name: str
@@ -73,42 +70,56 @@ class BpfText:
     calls: Mapping[int, BpfCall]
     addresses: Mapping[int, int]
     derefs: frozenset[int]
-    bpf_func: BpfFunc
+    functions: Mapping[int, BpfFunc]
+    images: dict[int, Image]
 
 
-def bpf_prog_select_runtime(
+def translated(
     name: str,
     insns: Sequence[Insn],
     calls: Mapping[int, BpfCall],
     addresses: Mapping[int, int],
     derefs: frozenset[int] = frozenset(),
 ) -> BpfText:
-    """Make a program ready to run; one bytecode is translated only once."""
+    """A program ready to be laid out; one bytecode is translated only once."""
     used = sorted({insn.imm for insn in insns if is_kernel_call(insn)})
     arity = tuple((imm, calls[imm].nargs) for imm in used if imm in calls)
-    bpf_func = translate(tuple(insns), arity, derefs)
-    return BpfText(f"bpf_prog_{name}", tuple(insns), calls, addresses, derefs, bpf_func)
+    functions = translate(tuple(insns), arity, derefs)
+    return BpfText(f"bpf_prog_{name}", tuple(insns), calls, addresses, derefs, functions, {})
 
 
-def bpf_prog_run(
-    kernel: Kernel, prog: BpfProg, ctx: bytes | bytearray = b""
-) -> Coroutine[Op[Any], Any, int]:
+async def _bpf_prog_run(
+    kernel: Kernel, prog: BpfProg, ctx: bytes | bytearray = b"", site: str = "bpf_prog_run"
+) -> int:
     """Run the program on `ctx` (a bytearray is changed in place); the result is its u32.
 
-    An `async def` but for the name: the coroutine is the program's own, so that the modelled
-    stack has no frame between it and the caller.
+    The context lies on the kernel stack of the caller, a C function called `site`.
     """
-    run = BpfRun(kernel, prog, ctx)
-    return prog.text.bpf_func(run, MAX_BPF_STACK, run.ctx_addr, Unset, Unset, Unset, Unset)
+    m = machine(kernel)
+    outer, rsp = m.context, m.rsp
+    size = len(ctx)
+    m.rsp -= (size + 7) & ~7
+    start = m.rsp - m.low
+    m.stack[start : start + size] = ctx
+    m.context = (m.rsp, m.rsp + size)
+    image = await load(prog.bpf_func)
+    m.args = (m.rsp, Unset, Unset, Unset, Unset)
+    m.top = m.rsp - 16  # the frame pointer of the entry function
+    result = await m._call_c(as_int(image), site)
+    if isinstance(ctx, bytearray):
+        ctx[:] = m.stack[start : start + size]
+    m.rsp, m.context = rsp, outer
+    return result & 0xFFFF_FFFF
+
+
+bpf_prog_run: Final = _bpf_prog_run
 
 
 @final
 class BpfRun:
-    """One run of a program by the running thread.
+    """One run of a function of a program by the running thread.
 
-    low, high  the addresses that are private to the run; the rest is modelled memory
-    base       where the frames begin, the entry function's first; `stack` holds those in use
-    ctx_addr   where the context begins
+    low, high  the kernel stack, private to the thread; the rest is modelled memory
     at         index of the last call of a helper
     """
 
@@ -119,27 +130,30 @@ class BpfRun:
         "base",
         "calls",
         "ctx",
-        "ctx_addr",
+        "ctx_end",
         "high",
+        "image",
         "kernel",
         "low",
-        "prog",
+        "machine",
         "stack",
         "text",
+        "top",
     )
 
-    def __init__(self, kernel: Kernel, prog: BpfProg, ctx: bytes | bytearray) -> None:
+    def __init__(self, kernel: Kernel, image: BpfImage, m: Machine) -> None:
         self.kernel: Final = kernel
-        self.prog: Final = prog
-        self.text: Final = prog.text
-        self.calls: Final = prog.text.calls
-        self.addresses: Final = prog.text.addresses
-        self.ctx: Final = ctx if isinstance(ctx, bytearray) else bytearray(ctx)
-        self.low: Final = _RUNS + ((current().key << _RUN_BITS) & _RUNS_MASK)
-        self.high: Final = self.low + (1 << _RUN_BITS)
-        self.base: Final = self.low + _HOLE
-        self.ctx_addr: Final = self.base + _FRAMES
-        self.stack: Final = bytearray(MAX_BPF_STACK)
+        self.image: Final = image
+        self.text: Final = image.text
+        self.calls: Final = image.text.calls
+        self.addresses: Final = image.text.addresses
+        self.machine: Final = m
+        self.low: Final = m.low
+        self.base: Final = m.low
+        self.high: Final = m.high
+        self.stack: Final = m.stack
+        self.ctx, self.ctx_end = m.context
+        self.top: Final = m.top
         self.at = 0
         self._jumps_back = 0
 
@@ -166,13 +180,13 @@ class BpfRun:
 
     # -- for translated programs -----------------------------------------------------------
 
-    def enter(self, fp: int) -> bytearray:
-        """The frames, with that of a function called with the frame pointer at offset `fp`."""
-        if fp > _FRAMES:
-            raise BpfProgramError(f"{self.text.name}: more than {MAX_CALL_FRAMES} nested calls")
-        if fp > len(self.stack):
-            self.stack.extend(bytes(MAX_BPF_STACK))
-        return self.stack
+    def save(self, registers: Mapping[str, Any]) -> tuple[int, ...]:
+        """r6 to r9 as far as they are initialised go where a called function finds them."""
+        m = self.machine
+        kept = tuple(reg for reg in (6, 7, 8, 9) if f"r{reg}" in registers)
+        for reg in kept:
+            setattr(m, CALLEE_SAVED[reg - 6], registers[f"r{reg}"])
+        return kept
 
     def arguments(self, registers: Mapping[str, Any]) -> list[Any]:
         """r1 to r5 for a called function; what the caller has not initialised stays so."""
@@ -230,12 +244,11 @@ class BpfRun:
 
     def _place(self, addr: int, size: int, insn: int) -> tuple[bytearray, int]:
         """The region and the offset in it of private bytes."""
-        if addr >= self.ctx_addr:
-            region, offset, name = self.ctx, addr - self.ctx_addr, "context"
+        if addr >= self.ctx:
+            name, start, end = "context", self.ctx, self.ctx_end
         else:
-            region, offset, name = self.stack, addr - self.base, "stack"
-        if 0 <= offset <= len(region) - size:
-            return region, offset
-        if name == "stack":
-            offset -= len(region)
+            name, start, end = "stack", self.machine.rbp - self.image.layout.sd, self.top
+        if start <= addr <= end - size:
+            return self.stack, addr - self.low
+        offset = addr - (start if name == "context" else end)
         raise self.error(insn, f"{size} bytes at offset {offset} are outside of its {name}")

@@ -78,6 +78,7 @@ from kernel_model.bpf.verifier_state import (
 )
 from kernel_model.linux.errno import E2BIG, EACCES, EINVAL
 
+MAX_TAIL_CALL_STACK: Final = 256  # bytes of the callers of a function with a tail call
 WIDEN_AFTER: Final = 64  # states at one instruction, so that every loop comes to an end
 
 _BITWISE: Final = (BPF_AND, BPF_OR, BPF_XOR)
@@ -85,6 +86,7 @@ _BITWISE: Final = (BPF_AND, BPF_OR, BPF_XOR)
 
 def do_check(env: Env) -> None:
     """Walk all paths; raises Refused."""
+    _check_tail_calls(env)
     _Walk(env).run()
     _check_max_stack_depth(env, 0, 0, 1)
 
@@ -348,11 +350,29 @@ def _check_return_code(env: Env, r0: Reg) -> None:
         )
 
 
-def _check_max_stack_depth(env: Env, start: int, depth: int, calls: int) -> None:
-    """check_max_stack_depth(), from the function that begins at `start`"""
+def _check_tail_calls(env: Env) -> None:
+    """Whether functions other than the first one may have tail calls."""
+    if not any(function.has_tail_call for function in env.functions):
+        return
+    if len(env.functions) > 1 and not env.prog.tail_call_subprogs:
+        message = "tail_calls are not allowed in programs with bpf-to-bpf calls"
+        raise Refused(EINVAL, message)
+    if not env.prog.func_info and any(function.has_tail_call for function in env.functions[1:]):
+        raise Refused(EINVAL, "tail_call is not allowed in subprogs without BTF")
+
+
+def _check_max_stack_depth(env: Env, start: int, depth: int, calls: int) -> bool:
+    """check_max_stack_depth(), from the function at `start`; whether a tail call is reachable"""
+    tail = next(f.has_tail_call for f in env.functions if f.start == start)
+    if tail and start and depth >= MAX_TAIL_CALL_STACK:
+        what = f"the call stack of previous frames is {depth} bytes. Too large"
+        raise Refused(EACCES, f"tail_calls are not allowed when {what}")
     depth += -(-max(env.stack_depth.get(start, 0), 1) // 32) * 32
     if depth > MAX_BPF_STACK:
         message = f"combined stack size of {calls} calls is {depth}. Too large"
         raise Refused(EACCES, message)
     for callee in env.callees.get(start, ()):
-        _check_max_stack_depth(env, callee, depth, calls + 1)
+        tail |= _check_max_stack_depth(env, callee, depth, calls + 1)
+    if tail:
+        env.reachable[start] = None
+    return tail

@@ -3,12 +3,13 @@
 User space writes file descriptors into the slots and reads ids. A slot holds a reference; what a
 program finds in it, it uses without one.
 
-Not modelled: arrays of programs, perf events and cgroups; BTF.
+Not modelled: arrays of perf events and cgroups; BTF. Arrays of programs have what is theirs in
+`kernel_model.bpf.prog_array`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kernel_model.bpf.arraymap import (
     BpfArray,
@@ -46,6 +47,7 @@ from kernel_model.bpf.map_in_map import (
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import E2BIG, EINVAL, ENOENT, ENOTSUPP
+from kernel_model.linux.mutex import mutex
 from kernel_model.linux.slab import kfree
 from kernel_model.rcu.tree import rcu_read_lock, synchronize_rcu
 from sim.macros import load, note, xchg
@@ -102,10 +104,25 @@ async def bpf_fd_array_map_update_elem(
     new_ptr = await array.ops.map_fd_get_ptr(kernel, array, map_file, u32(value))
     if isinstance(new_ptr, int):
         return new_ptr
-    old_ptr = await xchg(array.ptrs[index], new_ptr)
+    old_ptr = await _replace(kernel, array, index, new_ptr)
     if old_ptr is not None:
         await array.ops.map_fd_put_ptr(kernel, array, old_ptr, True)
     return 0
+
+
+async def _replace(kernel: Kernel, array: BpfArray, index: int, new_ptr: Any) -> Any:
+    """Swap a pointer into a slot: the old one, a reference to which is to be dropped."""
+    map_poke_run = array.ops.map_poke_run
+    if map_poke_run is None:
+        return await xchg(array.ptrs[index], new_ptr)
+    async with mutex(array.aux.poke_mutex):
+        old_ptr = await xchg(array.ptrs[index], new_ptr)
+        early = old_ptr is not None and kernel.has(Fix.PUT_BEFORE_POKE)
+        if early:
+            assert array.ops.map_fd_put_ptr is not None
+            await array.ops.map_fd_put_ptr(kernel, array, old_ptr, True)
+        await map_poke_run(kernel, array, index, old_ptr, new_ptr)
+    return None if early else old_ptr
 
 
 @kernel_function
@@ -119,7 +136,7 @@ async def __fd_array_map_delete_elem(
     index = u32(key)
     if index >= array.max_entries:
         return -E2BIG
-    old_ptr = await xchg(array.ptrs[index], None)
+    old_ptr = await _replace(kernel, array, index, None)
     if old_ptr is None:
         return -ENOENT
     assert array.ops.map_fd_put_ptr is not None

@@ -7,7 +7,7 @@ A call of a function of the kernel that is no helper has a number from `FIRST_KE
 the kernel has the distance of its address from __bpf_call_base.
 
 Not modelled: rewriting of accesses to the context, removal of dead code, blinding of constants,
-direct tail calls.
+masking of the index of a tail call.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
+from kernel_model.bpf.check import Subprog
 from kernel_model.bpf.helper_ids import BPF_FUNC
 from kernel_model.bpf.insn import (
     BPF_ALU,
@@ -26,6 +27,7 @@ from kernel_model.bpf.insn import (
     BPF_DW,
     BPF_EMIT_CALL,
     BPF_JEQ,
+    BPF_JMP,
     BPF_JMP_A,
     BPF_JMP_IMM,
     BPF_JNE,
@@ -34,15 +36,17 @@ from kernel_model.bpf.insn import (
     BPF_MOD,
     BPF_MOV32_REG,
     BPF_OP,
+    BPF_TAIL_CALL,
     BPF_X,
     BPF_XOR,
     Insn,
 )
 from kernel_model.bpf.translate import is_bpf_call, is_jump, is_kernel_call
-from kernel_model.bpf.verifier_state import Env, MapFacts, Refused
-from kernel_model.linux.errno import ENOMEM
+from kernel_model.bpf.verifier_state import Env, FunctionFacts, MapFacts, Refused
+from kernel_model.linux.errno import ENOMEM, ENOSPC
 
 FIRST_KERNEL_CALL: Final = 1000
+MAX_POKES: Final = 1024  # direct tail calls of a program
 
 
 class KernelCall(NamedTuple):
@@ -52,16 +56,27 @@ class KernelCall(NamedTuple):
     helper: int
 
 
+class PokeFacts(NamedTuple):
+    """A direct tail call: where it is, and the slot, by index of the map and key."""
+
+    insn_idx: int
+    map_index: int
+    key: int
+
+
 class Rewritten(NamedTuple):
     """A program that was rewritten.
 
     calls   the functions that it calls from `FIRST_KERNEL_CALL` on
     derefs  the loads of pointers to inner maps, by index; they order what depends on them
+    pokes   the direct tail calls: what the immediate of one counts, from 1 on
     """
 
     insns: tuple[Insn, ...]
     calls: tuple[KernelCall, ...]
     derefs: frozenset[int]
+    pokes: tuple[PokeFacts, ...]
+    functions: tuple[FunctionFacts, ...]
 
 
 def patch_insns(insns: Sequence[Insn], patches: Mapping[int, Sequence[Insn]]) -> tuple[Insn, ...]:
@@ -105,9 +120,12 @@ def fixup_bpf_calls(env: Env) -> Rewritten:
     patches: dict[int, Sequence[Insn]] = {}
     calls: dict[KernelCall, int] = {}
     outer_lookups: list[int] = []
+    pokes: list[PokeFacts] = []
     for index, insn in enumerate(env.insns):
         map = env.map_of_call.get(index)
-        if is_kernel_call(insn) and map is not None:
+        if is_kernel_call(insn) and insn.imm == BPF_FUNC.tail_call:
+            patches[index] = [_tail_call(env, index, pokes)]
+        elif is_kernel_call(insn) and map is not None:
             patches[index] = _map_call(insn.imm, map, calls)
             if map.inner is not None:
                 outer_lookups.append(index)
@@ -120,7 +138,38 @@ def fixup_bpf_calls(env: Env) -> Rewritten:
         for at, insn in enumerate(patches[index])
         if insn.code == BPF_LDX | BPF_MEM | BPF_DW
     )
-    return Rewritten(patch_insns(env.insns, patches), tuple(calls), derefs)
+    return Rewritten(
+        patch_insns(env.insns, patches),
+        tuple(calls),
+        derefs,
+        tuple(poke._replace(insn_idx=moved[poke.insn_idx]) for poke in pokes),
+        tuple(_function(env, function, moved) for function in env.functions),
+    )
+
+
+def _tail_call(env: Env, index: int, pokes: list[PokeFacts]) -> Insn:
+    """The internal instruction, with the number of a new descriptor if the slot is known."""
+    site = env.tail_calls.get(index)
+    if site is None or site.map is None or site.key is None:
+        return Insn(BPF_JMP | BPF_TAIL_CALL)
+    if len(pokes) >= MAX_POKES:
+        raise Refused(ENOSPC, "")
+    pokes.append(PokeFacts(index, site.map.map_index, site.key))
+    return Insn(BPF_JMP | BPF_TAIL_CALL, imm=len(pokes))
+
+
+def _function(env: Env, function: Subprog, moved: Sequence[int]) -> FunctionFacts:
+    named = {
+        reg for insn in env.insns[function.start : function.end] for reg in (insn.dst, insn.src)
+    }
+    return FunctionFacts(
+        moved[function.start],
+        moved[function.end],
+        env.stack_depth.get(function.start, 0),
+        tuple(reg for reg in (6, 7, 8, 9) if reg in named),
+        function.has_tail_call,
+        function.start in env.reachable,
+    )
 
 
 def _map_call(helper: int, map: MapFacts, calls: dict[KernelCall, int]) -> Sequence[Insn]:

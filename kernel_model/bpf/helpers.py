@@ -34,7 +34,7 @@ from kernel_model.rcu.tree import rcu_read_lock_held
 from sim.cells import Cell, Struct
 from sim.clock import now
 from sim.errors import MisuseError
-from sim.macros import choose, load, load_at, lock, note, unlock
+from sim.macros import choose, load_at, lock, note, unlock
 from sim.threads import Thread
 
 U32: Final = 0xFFFF_FFFF
@@ -45,6 +45,7 @@ PRANDOM_U32: Final = (0, U32)
 class Arg(Enum):
     """enum bpf_arg_type"""
 
+    CTX = "ctx"
     ANYTHING = "any initialised value"
     CONST_MAP_PTR = "map_ptr"
     MAP_KEY = "readable, as large as a key"
@@ -212,7 +213,7 @@ async def bpf_copy_from_user(run: BpfRun, dst: int, size: int, user_ptr: int) ->
     await run.write(dst, copied)
     if len(copied) < size:
         await run.write(dst, bytes(size))
-    await load(run.prog.insnsi)
+    await run.image.fetch(run.image.addr + run.image.layout.epilogue)
     return -EFAULT if len(copied) < size else 0
 
 
@@ -233,6 +234,12 @@ async def bpf_ktime_get_ns(run: BpfRun) -> int:
     return await now()
 
 
+async def bpf_tail_call(run: BpfRun, ctx: int, map_addr: int, index: int) -> int:
+    """What the helper table has: the JIT emits a sequence of its own and never a call."""
+    del ctx, map_addr, index
+    raise run.error(run.at, "bpf_tail_call() is no function")
+
+
 def _proto(function: Any, ret: Ret, *args: Arg) -> BpfFuncProto:
     return BpfFuncProto(BpfCall(function.__name__, len(args), function), ret, args)
 
@@ -251,6 +258,9 @@ HELPERS: Final[Mapping[int, BpfFuncProto]] = MappingProxyType(
         BPF_FUNC.get_smp_processor_id: _proto(bpf_get_smp_processor_id, Ret.INTEGER),
         BPF_FUNC.spin_lock: _proto(bpf_spin_lock, Ret.VOID, Arg.SPIN_LOCK),
         BPF_FUNC.spin_unlock: _proto(bpf_spin_unlock, Ret.VOID, Arg.SPIN_LOCK),
+        BPF_FUNC.tail_call: _proto(
+            bpf_tail_call, Ret.VOID, Arg.CTX, Arg.CONST_MAP_PTR, Arg.ANYTHING
+        ),
         BPF_FUNC.copy_from_user: _proto(
             bpf_copy_from_user, Ret.INTEGER, Arg.UNINIT_MEM, Arg.CONST_SIZE_OR_ZERO, Arg.ANYTHING
         ),

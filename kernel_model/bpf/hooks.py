@@ -148,7 +148,7 @@ async def bpf_trace_run(kernel: Kernel, prog: BpfProg, *args: int) -> int:
     if not context().atomic:
         await note("WARN", "assuming atomic context")
     async with rcu_read_lock():
-        return await bpf_prog_run(kernel, prog, u64s(*args))
+        return await bpf_prog_run(kernel, prog, u64s(*args), "bpf_trace_run")
 
 
 @kernel_function

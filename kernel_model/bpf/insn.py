@@ -182,6 +182,11 @@ def is_ld_imm64(insn: Insn) -> bool:
     return insn.code == BPF_LD | BPF_IMM | BPF_DW
 
 
+def is_tail_call(insn: Insn) -> bool:
+    """Is this what the verifier makes of a call of bpf_tail_call()?"""
+    return insn.code == BPF_JMP | BPF_TAIL_CALL
+
+
 def signed(value: int, bits: int) -> int:
     """The low `bits` bits of `value` read as two's complement."""
     sign = 1 << (bits - 1)

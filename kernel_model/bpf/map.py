@@ -88,6 +88,10 @@ class MapOps(Generic[M]):
     map_release: Callable[[Kernel, M, File], Awaitable[None]] | None = None
     map_release_uref: Callable[[Kernel, M], Awaitable[None]] | None = None
 
+    map_poke_track: Callable[[Kernel, M, Any], Awaitable[int]] | None = None
+    map_poke_untrack: Callable[[Kernel, M, Any], Awaitable[None]] | None = None
+    map_poke_run: Callable[[Kernel, M, int, Any, Any], Awaitable[None]] | None = None
+
     @property
     def addr(self) -> int:
         """Where the table is."""

@@ -45,6 +45,11 @@ bpf_map_types: Final[dict[int, MapOps[Any]]] = {
 }
 
 
+def bpf_map_type(ops: MapOps[Any]) -> None:
+    """Make a type of maps known whose module this one cannot import."""
+    bpf_map_types[ops.map_type] = ops
+
+
 @kernel_function
 async def map_create(kernel: Kernel, attr: MapCreateAttr) -> int:
     """The descriptor of a new map, or -errno."""

@@ -1,6 +1,6 @@
 """kernel/bpf/syscall.c (v5.10): commands on the elements of a map, and BPF_MAP_FREEZE
 
-Not modelled: batches, look-up with deletion; arrays of programs; waiting for writers in a freeze.
+Not modelled: batches, look-up with deletion; waiting for writers in a freeze.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from kernel_model.bpf.attr import (
     BPF_MAP_TYPE_ARRAY_OF_MAPS,
     BPF_MAP_TYPE_HASH_OF_MAPS,
     BPF_MAP_TYPE_PERCPU_ARRAY,
+    BPF_MAP_TYPE_PROG_ARRAY,
     MapElemAttr,
 )
 from kernel_model.bpf.capability import bpf_capable
@@ -107,7 +108,7 @@ async def bpf_map_copy_value(kernel: Kernel, map: Any, key: bytes, flags: int) -
     async with bpf_disable_instrumentation():
         if map.map_type == BPF_MAP_TYPE_PERCPU_ARRAY:
             value = await bpf_percpu_array_copy(kernel, map, key)
-        elif map.map_type == BPF_MAP_TYPE_ARRAY_OF_MAPS:
+        elif map.map_type in (BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_PROG_ARRAY):
             value = await bpf_fd_array_map_lookup_elem(kernel, map, key)
         elif map.map_type == BPF_MAP_TYPE_HASH_OF_MAPS:
             value = await bpf_fd_htab_map_lookup_elem(kernel, map, key)
@@ -158,6 +159,8 @@ async def bpf_map_update_value(
     kernel: Kernel, map: Any, f: File, key: bytes, value: bytes, flags: int
 ) -> int:
     error: int
+    if map.map_type == BPF_MAP_TYPE_PROG_ARRAY:  # patches text, so it must be able to sleep
+        return await bpf_fd_array_map_update_elem(kernel, map, f, key, value, flags)
     async with bpf_disable_instrumentation():
         if map.map_type == BPF_MAP_TYPE_PERCPU_ARRAY:
             error = await bpf_percpu_array_update(kernel, map, key, value, flags)
@@ -189,6 +192,9 @@ async def _map_delete_elem(kernel: Kernel, attr: MapElemAttr, map: BpfMap, f: Fi
     key = await memdup_user(kernel, attr.key, map.key_size)
     if isinstance(key, int):
         return key
+    if map.map_type == BPF_MAP_TYPE_PROG_ARRAY:
+        deleted: int = await map.ops.map_delete_elem(kernel, map, key)
+        return deleted
     async with bpf_disable_instrumentation():
         async with rcu_read_lock():
             error = await map.ops.map_delete_elem(kernel, map, key)

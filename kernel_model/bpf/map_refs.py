@@ -1,19 +1,25 @@
 """kernel/bpf/syscall.c (v5.10): references to maps, their ids, and their end
 
-Not modelled: look-ups by id, running out of ids, pinning, offloaded maps, memory accounting.
+Not modelled: running out of ids, pinning, offloaded maps, memory accounting.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, NamedTuple, cast, final
 
 from kernel_model.bpf.anon_inodes import anon_inode_getfd
+from kernel_model.bpf.attr import BPF_F_RDONLY, BPF_F_WRONLY, GetIdAttr
+from kernel_model.bpf.capability import bpf_capable
 from kernel_model.bpf.map import BpfMap
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
-from kernel_model.linux.errno import EBADF, EINVAL
-from kernel_model.linux.file import File, FileOperations, fput
-from kernel_model.linux.refcount import atomic64_dec_and_test, atomic64_inc
+from kernel_model.linux.errno import EBADF, EINVAL, ENOENT, EPERM
+from kernel_model.linux.file import FMODE_BOTH, File, FileOperations, fput
+from kernel_model.linux.refcount import (
+    atomic64_dec_and_test,
+    atomic64_inc,
+    atomic64_inc_not_zero,
+)
 from kernel_model.linux.spinlock import spin_lock_bh, spin_lock_irqsave
 from kernel_model.linux.workqueue import Work, schedule_work
 from kernel_model.rcu.tasks_trace import call_rcu_tasks_trace, rcu_trace_implies_rcu_gp
@@ -72,6 +78,34 @@ async def bpf_map_free_id(kernel: Kernel, map: BpfMap) -> None:
         idr = await load(ids.map_idr)
         await store(ids.map_idr, idr.remove(id))
         await store(map.id, 0)
+
+
+async def __bpf_map_inc_not_zero(map: BpfMap) -> bool:
+    """A reference of user space to a map that is not on its way out."""
+    if not await atomic64_inc_not_zero(map.refcnt):
+        return False
+    await atomic64_inc(map.usercnt)
+    return True
+
+
+@kernel_function
+async def bpf_map_get_fd_by_id(kernel: Kernel, attr: GetIdAttr) -> int:
+    """A new descriptor of the map with that id, or -errno."""
+    if attr.unused_tail or attr.open_flags & ~(BPF_F_RDONLY | BPF_F_WRONLY):
+        return -EINVAL
+    if not bpf_capable(kernel):
+        return -EPERM
+    ids = kernel.subsystem(MapIds)
+    async with spin_lock_bh(ids.map_idr_lock):
+        idr = await load(ids.map_idr)
+        map = next((found for id, found in idr.entries if id == attr.id), None)
+        if map is None or not await __bpf_map_inc_not_zero(cast("BpfMap", map)):
+            return -ENOENT
+    assert isinstance(map, BpfMap)
+    fd = await bpf_map_new_fd(kernel, map, FMODE_BOTH)
+    if fd < 0:
+        await bpf_map_put_with_uref(kernel, map)
+    return fd
 
 
 # -- descriptors ---------------------------------------------------------------------------------

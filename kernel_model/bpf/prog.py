@@ -3,9 +3,8 @@
 A program holds a reference to each of its maps until it is freed, which is after a grace period:
 one of RCU, or of Tasks Trace RCU if it may sleep.
 
-Not modelled: kallsyms, BTF, licences, statistics, limits on locked memory, look-up by id, binding
-more maps, failing allocations other than of the program itself; functions of a program are no
-programs of their own.
+Not modelled: BTF, licences, statistics, limits on locked memory, look-up by id, binding
+more maps.
 """
 
 from __future__ import annotations
@@ -17,9 +16,19 @@ from kernel_model.bpf.anon_inodes import anon_inode_getfd
 from kernel_model.bpf.arraymap import BpfArray
 from kernel_model.bpf.attr import BPF_PROG_LOAD
 from kernel_model.bpf.capability import bpf_capable
-from kernel_model.bpf.core import BpfText, bpf_prog_select_runtime
+from kernel_model.bpf.core import BpfText, translated
 from kernel_model.bpf.disasm import listing
 from kernel_model.bpf.insn import BPF_MAXINSNS, BPF_PSEUDO_MAP_VALUE, decode, is_ld_imm64
+from kernel_model.bpf.jit_prog import (
+    __bpf_free_used_maps,
+    bpf_check_tail_call,
+    bpf_jit_free,
+    bpf_prog_kallsyms_add,
+    bpf_prog_kallsyms_del_all,
+    bpf_prog_select_runtime,
+    jit_subprogs,
+    track_pokes,
+)
 from kernel_model.bpf.map import BpfMap
 from kernel_model.bpf.map_create import bpf_obj_name_cpy
 from kernel_model.bpf.map_refs import Idr, bpf_map_put
@@ -59,6 +68,8 @@ from sim.threads import Thread
 
 if TYPE_CHECKING:
     from kernel_model.bpf.insn import Insn
+    from kernel_model.bpf.jit import BpfImage
+    from kernel_model.bpf.poke import BpfJitPokeTab
     from kernel_model.kernel import Kernel
 
 
@@ -70,6 +81,8 @@ class BpfProgAux(Struct):
     id         0 once the last reference is gone
     used_maps  the maps of the program, a reference to each
     work       frees the program
+    poke_tab   the direct tail calls, as many as `size_poke_tab`
+    func       the functions of a program that has several, each a program with an aux of its own
     """
 
     KIND = "bpf_prog_aux"
@@ -78,6 +91,9 @@ class BpfProgAux(Struct):
     id: Cell[int] = cell(0, size=4)
     used_maps: Cell[tuple[BpfMap, ...]] = cell(())
     work: Cell[WorkData] = cell(None)
+    poke_tab: Cell[BpfJitPokeTab | None] = cell(None)
+    size_poke_tab: Cell[int] = cell(0, size=4)
+    func: Cell[tuple[BpfProg, ...]] = cell(())
 
     def __init__(self, name: str, attach_func_name: str, *, sleepable: bool) -> None:
         self.name: Final = name
@@ -89,13 +105,13 @@ class BpfProgAux(Struct):
 class BpfProg(Struct):
     """`struct bpf_prog`.
 
-    insnsi  stands for its text, which programs that slept fetch
-    text    what runs; set before others see the program
+    bpf_func  the image of its entry function
+    text      what runs; set before others see the program
     """
 
     KIND = "bpf_prog"
 
-    insnsi: Cell[int] = cell(0)
+    bpf_func: Cell[BpfImage | None] = cell(None)
     text: BpfText
 
     def __init__(self, aux: BpfProgAux, type: int, expected_attach_type: int = 0) -> None:
@@ -104,8 +120,10 @@ class BpfProg(Struct):
         self.expected_attach_type: Final = expected_attach_type
 
     def pointers(self) -> Iterator[Struct]:
-        """Its other half."""
+        """Its other half, and its text."""
         yield self.aux
+        if self.bpf_func.value is not None:
+            yield self.bpf_func.value
 
     @property
     def facts(self) -> ProgFacts:
@@ -167,6 +185,7 @@ async def bpf_prog_put(kernel: Kernel, prog: BpfProg) -> None:
 
 @kernel_function
 async def __bpf_prog_put_noref(kernel: Kernel, prog: BpfProg, deferred: bool) -> None:
+    await bpf_prog_kallsyms_del_all(kernel, prog)
     if not deferred:
         await __bpf_prog_put_rcu(kernel, prog)
     elif prog.aux.sleepable:
@@ -183,10 +202,10 @@ async def __bpf_prog_put_rcu(kernel: Kernel, prog: BpfProg) -> None:
 @kernel_function
 async def bpf_prog_free_deferred(kernel: Kernel, prog: BpfProg) -> None:
     """A worker's part: nothing runs the program any more."""
-    for map in await load(prog.aux.used_maps):
-        await bpf_map_put(kernel, map)
-    await kfree(kernel, prog.aux)
-    await kfree(kernel, prog, "vfree")
+    await __bpf_free_used_maps(kernel, prog.aux, await load(prog.aux.used_maps))
+    for func in await load(prog.aux.func):
+        await bpf_jit_free(kernel, func)
+    await bpf_jit_free(kernel, prog)
 
 
 async def bpf_prog_release(kernel: Kernel, filp: File) -> None:
@@ -225,15 +244,19 @@ async def bpf_prog_load(kernel: Kernel, attr: ProgLoadAttr) -> int:
     if error:
         await __bpf_prog_put_noref(kernel, prog, False)
         return error
-    checked = await bpf_check(kernel, prog.facts, attr.insns or ())
+    subprogs = kernel.has(Fix.TAIL_CALL_SUBPROGS)
+    facts = prog.facts._replace(func_info=attr.func_info, tail_call_subprogs=subprogs)
+    checked = await bpf_check(kernel, facts, attr.insns or ())
     if attr.log_buf is not None:
         attr.log_buf.extend(checked.verdict.log.encode())
     if checked.verdict.errno:
         await __bpf_prog_put_noref(kernel, prog, False)
         return -checked.verdict.errno
-    prog.text = _text(prog.aux.name, checked)
-    await store(prog.aux.used_maps, checked.used_maps)
+    error = await _make_text(kernel, prog, checked)
+    if error:
+        return error
     await bpf_prog_alloc_id(kernel, prog)
+    await bpf_prog_kallsyms_add(kernel, prog)
     fd = await anon_inode_getfd(kernel, bpf_prog_fops, prog)
     if fd < 0:
         await bpf_prog_put(kernel, prog)
@@ -293,6 +316,34 @@ def _insn_cnt(attr: ProgLoadAttr) -> int:
     return len(attr.insns or ()) if attr.insn_cnt is None else attr.insn_cnt
 
 
+async def _make_text(kernel: Kernel, prog: BpfProg, checked: Checked) -> int:
+    """What follows once a program is known to be safe: 0, or -errno and nothing is left of it."""
+    prog.text = _text(prog.aux.name, checked)
+    verdict, maps = checked.verdict, checked.used_maps
+    error = await track_pokes(kernel, prog.aux, verdict.pokes, maps)
+    if not error and len(verdict.functions) > 1:
+        error = await jit_subprogs(kernel, prog, verdict.functions, maps)
+    if error:
+        await release_maps(kernel, prog.aux, maps)
+        await __bpf_prog_put_noref(kernel, prog, False)
+        return error
+    await store(prog.aux.used_maps, maps)
+    error = await bpf_prog_select_runtime(kernel, prog, verdict.functions)
+    error = error or await bpf_check_tail_call(kernel, prog, maps)
+    if error:
+        await __bpf_prog_put_noref(kernel, prog, bool(await load(prog.aux.func)))
+    return error
+
+
+async def release_maps(kernel: Kernel, aux: BpfProgAux, maps: tuple[BpfMap, ...]) -> None:
+    """The verifier gives up the maps of a program that is not to be."""
+    if kernel.has(Fix.UNTRACK_ON_ERROR):
+        await __bpf_free_used_maps(kernel, aux, maps)
+        return
+    for map in maps:
+        await bpf_map_put(kernel, map)
+
+
 def _text(name: str, checked: Checked) -> BpfText:
     """What runs: the rewritten program with its addresses resolved."""
     verdict = checked.verdict
@@ -305,7 +356,7 @@ def _text(name: str, checked: Checked) -> BpfText:
             if insn.src == BPF_PSEUDO_MAP_VALUE:
                 assert isinstance(map, BpfArray)  # check_direct_value() saw to it
                 addresses[index] = map.value.addr + insns[index + 1].imm
-    return bpf_prog_select_runtime(name, insns, verdict.calls, addresses, verdict.derefs)
+    return translated(name, insns, verdict.calls, addresses, verdict.derefs)
 
 
 bpf_command(BPF_PROG_LOAD, ProgLoadAttr, bpf_prog_load)

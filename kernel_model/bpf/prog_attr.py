@@ -52,6 +52,7 @@ class ProgLoadAttr(BpfAttr):
     insn_cnt   None: as many as there are; more: the array ends in an unmapped page
     attach_to  the kernel function that stands for `attach_btf_id`, empty: none
     log_buf    takes the verifier's log
+    func_info  whether BTF describes its functions
     """
 
     prog_type: int
@@ -63,3 +64,4 @@ class ProgLoadAttr(BpfAttr):
     expected_attach_type: int = 0
     attach_to: str = ""
     log_buf: bytearray | None = None
+    func_info: bool = True

@@ -47,6 +47,7 @@ _EVERYWHERE: Final = frozenset(
         BPF_FUNC.ktime_get_ns,
         BPF_FUNC.get_prandom_u32,
         BPF_FUNC.get_smp_processor_id,
+        BPF_FUNC.tail_call,
     }
 )
 

@@ -15,12 +15,14 @@ from kernel_model.bpf.attr import (
     BPF_MAP_CREATE,
     BPF_MAP_DELETE_ELEM,
     BPF_MAP_FREEZE,
+    BPF_MAP_GET_FD_BY_ID,
     BPF_MAP_GET_NEXT_KEY,
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
     BPF_PROG_BIND_MAP,
     SIZEOF_BPF_ATTR,
     BpfAttr,
+    GetIdAttr,
     MapCreateAttr,
     MapElemAttr,
 )
@@ -34,6 +36,7 @@ from kernel_model.bpf.map_elem import (
     map_lookup_elem,
     map_update_elem,
 )
+from kernel_model.bpf.map_refs import bpf_map_get_fd_by_id
 from kernel_model.bpf.uaccess import copy_from_user
 from kernel_model.linux.errno import E2BIG, EFAULT, EINVAL, EPERM
 from sim.cells import Cell, Struct, cell
@@ -60,6 +63,7 @@ bpf_command(BPF_MAP_UPDATE_ELEM, MapElemAttr, map_update_elem)
 bpf_command(BPF_MAP_DELETE_ELEM, MapElemAttr, map_delete_elem)
 bpf_command(BPF_MAP_GET_NEXT_KEY, MapElemAttr, map_get_next_key)
 bpf_command(BPF_MAP_FREEZE, MapElemAttr, map_freeze)
+bpf_command(BPF_MAP_GET_FD_BY_ID, GetIdAttr, bpf_map_get_fd_by_id)
 
 
 @final

@@ -26,7 +26,7 @@ Stack and context are private to the run (no operation); every other access is a
 operation by address. What only an unverified program does (an unknown opcode, a jump out of its
 function) becomes a line that raises when it is reached.
 
-Not modelled: tail calls, LD_ABS and LD_IND (packet access).
+Not modelled: LD_ABS and LD_IND (packet access).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ from kernel_model.bpf.insn import (
     BPF_ST,
     BPF_STX,
     BPF_SUB,
+    BPF_TAIL_CALL,
     BPF_W,
     BPF_X,
     BPF_XADD,
@@ -85,33 +86,15 @@ from kernel_model.bpf.insn import (
     Insn,
     is_ld_imm64,
 )
-from sim import ops
-from sim.events import Frame
+from kernel_model.bpf.jit_run import Position, Unset, _call_bpf, _call_c, _tail_call
+from kernel_model.x86.cpu import Jump
 from sim.macros import load_at, rmw_at, store_at
-from sim.ops import Op
 
 BYTES: Final = {BPF_B: 1, BPF_H: 2, BPF_W: 4, BPF_DW: 8}
 
 #: What a function of a program is called with: the run, the offset of its frame pointer in the
-#: private stack, and the five arguments.
-BpfFunc = Callable[..., Coroutine[Any, Any, int]]
-
-
-class Unset:
-    """What an argument register holds that the caller has not initialised."""
-
-
-class Position:
-    """Where a function of a program is: the modelled stack frame of its coroutine."""
-
-    __slots__ = ("at", "name")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.at = 0
-
-    def frame(self) -> Frame:
-        return Frame(self.name, self.at)
+#: kernel stack, and the five arguments.  It returns r0, or a jump to another program.
+BpfFunc = Callable[..., Coroutine[Any, Any, int | Jump]]
 
 
 #: Arithmetic whose result is right in the low bits whatever the high bits of the operands are.
@@ -136,11 +119,6 @@ _UNSIGNED: Final = {
 }
 
 
-def deref_at(addr: int, size: int) -> Op[int]:
-    """Read a pointer that orders what depends on it, as one instruction of the JIT does."""
-    return Op(ops.LOAD, "load", addr, size, None, None, ops.DEREF)
-
-
 _FORMATS: Final = {8: "<B", 16: "<H", 32: "<I", 64: "<Q"}
 
 _GLOBALS: Final[Mapping[str, Any]] = {
@@ -148,7 +126,9 @@ _GLOBALS: Final[Mapping[str, Any]] = {
     "Position": Position,
     "Unset": Unset,
     "alu": ALU,
-    "deref_at": deref_at,
+    "_call_bpf": _call_bpf,
+    "_call_c": _call_c,
+    "_tail_call": _tail_call,
     "jmp": JMP,
     "load_at": load_at,
     "rmw_at": rmw_at,
@@ -163,8 +143,8 @@ def translate(
     insns: tuple[Insn, ...],
     arity: tuple[tuple[int, int], ...] = (),
     derefs: frozenset[int] = frozenset(),
-) -> BpfFunc:
-    """The coroutine function that runs the program, made once per distinct bytecode.
+) -> Mapping[int, BpfFunc]:
+    """The coroutine functions by first instruction, made once per distinct bytecode.
 
     arity   (number, number of arguments) for every kernel function that is called
     derefs  the loads of pointers that order what depends on them
@@ -178,8 +158,7 @@ def translate(
         names[f"lines_{start}"] = lines
         code = compile(source, f"<bpf function at insn {start}>", "exec")
         exec(code, names)  # noqa: S102  # our own text, made from nothing but numbers
-    entry: BpfFunc = names["bpf_prog_0"]
-    return entry
+    return {start: names[f"bpf_prog_{start}"] for start in starts}
 
 
 def is_bpf_call(insn: Insn) -> bool:
@@ -195,7 +174,7 @@ def is_kernel_call(insn: Insn) -> bool:
 def is_jump(insn: Insn) -> bool:
     """Does this go elsewhere than to the next instruction, always or sometimes?"""
     kind = BPF_CLASS(insn.code) in (BPF_JMP, BPF_JMP32)
-    return kind and BPF_OP(insn.code) not in (BPF_CALL, BPF_EXIT)
+    return kind and BPF_OP(insn.code) not in (BPF_CALL, BPF_EXIT, BPF_TAIL_CALL)
 
 
 def registers_read(insn: Insn) -> Iterator[int]:
@@ -204,7 +183,7 @@ def registers_read(insn: Insn) -> Iterator[int]:
     if kind in (BPF_ALU, BPF_ALU64, BPF_JMP, BPF_JMP32):
         if insn.code == BPF_JMP | BPF_EXIT:
             yield 0
-        elif insn.code not in (BPF_JMP | BPF_CALL, BPF_JMP | BPF_JA):
+        elif insn.code not in (BPF_JMP | BPF_CALL, BPF_JMP | BPF_JA, BPF_JMP | BPF_TAIL_CALL):
             if BPF_OP(insn.code) != BPF_MOV:
                 yield insn.dst
             if BPF_SRC(insn.code) == BPF_X:
@@ -232,6 +211,7 @@ class _Function:
         self.arity = arity
         self.derefs = derefs
         self.here = start
+        self.tail_calls = any(insn.code == BPF_JMP | BPF_TAIL_CALL for insn in insns[start:end])
         self.text: list[str] = []
         self.lines: list[int] = []
         self.second_halves = {i + 1 for i in range(start, end) if is_ld_imm64(insns[i])}
@@ -244,7 +224,7 @@ class _Function:
     def source(self) -> tuple[str, tuple[int, ...]]:
         self.line(0, f"async def bpf_prog_{self.start}(run, fp, r1, r2, r3, r4, r5):")
         self.line(1, "modelled_frame = Position(run.text.name)")
-        self.line(1, "stack = run.enter(fp)")
+        self.line(1, "stack = run.stack")
         self.line(1, "calls, low, high, r10 = run.calls, run.low, run.high, run.base + fp")
         for reg in range(1, 6):
             self.line(1, f"if r{reg} is Unset: del r{reg}")
@@ -286,6 +266,8 @@ class _Function:
         kind = BPF_CLASS(insn.code)
         if self.here in self.second_halves:
             self.fail("this is the middle of a 64-bit constant")
+        elif insn.code == BPF_JMP | BPF_TAIL_CALL:
+            self.tail_call(insn)
         elif insn.code not in OPCODES or (kind == BPF_LD and not is_ld_imm64(insn)):
             self.fail("there is no such instruction")
         elif any(reg >= MAX_BPF_REG for reg in (*registers_read(insn), insn.dst)):
@@ -333,7 +315,7 @@ class _Function:
         if op == BPF_CALL:
             self.call(insn)
         elif op == BPF_EXIT:
-            self.emit("return r0" if self.start else f"return r0 & {U32:#x}")
+            self.emit("return r0")
         elif op == BPF_JA:
             self.go_to(self.here + insn.off + 1, "")
         elif op in _UNSIGNED:
@@ -361,15 +343,29 @@ class _Function:
         if insn.src == BPF_PSEUDO_CALL:
             if not 0 <= callee < len(self.insns):
                 self.fail("calls what is outside of the program")
-            arguments = f"run, fp + {MAX_BPF_STACK}, *run.arguments(locals())"
-            self.emit(f"{at}; r0 = await bpf_prog_{callee}({arguments})")
+            self.emit(f"{at}; kept = run.save(locals())")
+            self.emit(f"r0 = await _call_bpf(run, {callee}, run.arguments(locals()))")
+            self.reload()
         elif insn.imm not in self.arity:
             self.fail("calls an unknown function of the kernel")
         else:
             arguments = "".join(f", r{reg}" for reg in range(1, self.arity[insn.imm] + 1))
+            if self.tail_calls:
+                self.emit(f"{at}; await _call_c(run)")
             self.emit(
                 f"run.at = {at}; r0 = await calls[{insn.imm}].function(run{arguments}) & {U64:#x}"
             )
+
+    def tail_call(self, insn: Insn) -> None:
+        """Jump to another program, or go on."""
+        self.emit(f"modelled_frame.at = {self.here}; kept = run.save(locals())")
+        self.emit(f"a = await _tail_call(run, {insn.imm}, r2, r3)", "if a is not None: return a")
+        self.reload()
+
+    def reload(self) -> None:
+        """The callee-saved registers are what has been left in them."""
+        for reg, name in ((6, "rbx"), (7, "r13"), (8, "r14"), (9, "r15")):
+            self.emit(f"if {reg} in kept: r{reg} = run.machine.{name}")
 
     def access(self, insn: Insn) -> None:
         """A load, a store or an atomic addition: private or a visible operation."""

@@ -30,7 +30,7 @@ from kernel_model.bpf.check import check_program
 from kernel_model.bpf.core import BpfCall
 from kernel_model.bpf.disasm import print_bpf_insn
 from kernel_model.bpf.do_check import do_check
-from kernel_model.bpf.fixup import FIRST_KERNEL_CALL, KernelCall, fixup_bpf_calls
+from kernel_model.bpf.fixup import FIRST_KERNEL_CALL, KernelCall, PokeFacts, fixup_bpf_calls
 from kernel_model.bpf.helper_ids import BPF_FUNC_MAX_ID, func_id_name
 from kernel_model.bpf.helpers import HELPERS, KERNEL_CALLS, MAP_OPS
 from kernel_model.bpf.insn import (
@@ -50,7 +50,7 @@ from kernel_model.bpf.prog_types import (
     known_helpers,
 )
 from kernel_model.bpf.translate import is_kernel_call
-from kernel_model.bpf.verifier_state import Env, MapFacts, ProgFacts, Refused
+from kernel_model.bpf.verifier_state import Env, FunctionFacts, MapFacts, ProgFacts, Refused
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import E2BIG, EINVAL, ENOTSUPP
@@ -73,6 +73,7 @@ class Verdict:
     insns  the rewritten program; a constant that stands for a map has its index in `used_maps`
     calls  the functions of the kernel that it may call, by the immediate of the call
     derefs  its loads of pointers to inner maps
+    functions  of the rewritten program; pokes: its direct tail calls
     """
 
     errno: int
@@ -80,6 +81,8 @@ class Verdict:
     insns: tuple[Insn, ...] = ()
     calls: Mapping[int, BpfCall] = field(default_factory=dict)
     derefs: frozenset[int] = frozenset()
+    functions: tuple[FunctionFacts, ...] = ()
+    pokes: tuple[PokeFacts, ...] = ()
 
 
 class Checked(NamedTuple):
@@ -161,7 +164,15 @@ def verify(insns: tuple[Insn, ...], prog: ProgFacts, maps: tuple[MapFacts, ...])
     except Refused as refused:
         return _refuse(insns, env.insn_idx, refused.errno, refused.message)
     log = f"processed {env.insn_processed} insns (limit {BPF_COMPLEXITY_LIMIT_INSNS})\n"
-    return Verdict(0, log, rewritten.insns, kernel_calls(rewritten.calls), rewritten.derefs)
+    return Verdict(
+        0,
+        log,
+        rewritten.insns,
+        kernel_calls(rewritten.calls),
+        rewritten.derefs,
+        rewritten.functions,
+        rewritten.pokes,
+    )
 
 
 def kernel_calls(calls: tuple[KernelCall, ...]) -> Mapping[int, BpfCall]:
@@ -191,6 +202,7 @@ def map_facts(map: BpfMap, index: int) -> MapFacts:
         delete=ops.map_delete_elem.__name__,
         inlined=inlined if isinstance(inlined, int) else tuple(inlined),
         inner=None if meta is None else map_facts(meta, index),
+        max_entries=map.max_entries,
     )
 
 

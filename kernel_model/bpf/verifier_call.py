@@ -30,6 +30,7 @@ from kernel_model.bpf.verifier_state import (
     Refused,
     Reg,
     State,
+    TailCallSite,
     check_reg_arg,
 )
 from kernel_model.linux.errno import EACCES, EINVAL
@@ -62,6 +63,10 @@ def check_helper_call(env: Env, state: State, func_id: int, insn_idx: int) -> No
         reg = check_reg_arg(state, regno)
         if arg is Arg.ANYTHING:
             continue
+        if arg is Arg.CTX:
+            if reg.kind is not Kind.CTX:
+                raise Refused(EACCES, f"R{regno} type={reg.kind.value} expected=ctx")
+            continue
         _check_reg_type(regno, reg, arg)
         if arg is Arg.CONST_MAP_PTR:
             map = reg.map
@@ -75,6 +80,8 @@ def check_helper_call(env: Env, state: State, func_id: int, insn_idx: int) -> No
         elif map is not None:
             size = map.key_size if arg is Arg.MAP_KEY else map.value_size
             _check_memory(env, state, regno, size, write=False)
+    if map is not None and func_id == BPF_FUNC.tail_call:
+        _record_func_key(env, map, regs[3], insn_idx)
     if map is not None and func_id in _MAP_CALLS:
         _record_func_map(env, map, func_id, insn_idx)
     regs[:6] = [_returned(state, proto.ret, map), *[NOT_INIT] * 5]
@@ -110,7 +117,9 @@ def _check_memory(env: Env, state: State, regno: int, size: int | None, *, write
 
 def _check_map_func_compatibility(map: MapFacts, func_id: int) -> None:
     only_lookup = map.map_type in (BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_HASH_OF_MAPS)
-    nothing = map.map_type in (BPF_MAP_TYPE_PROG_ARRAY, BPF_MAP_TYPE_PERF_EVENT_ARRAY)
+    nothing = map.map_type == BPF_MAP_TYPE_PERF_EVENT_ARRAY
+    if (map.map_type == BPF_MAP_TYPE_PROG_ARRAY) != (func_id == BPF_FUNC.tail_call):
+        nothing = True
     if nothing or (only_lookup and func_id != BPF_FUNC.map_lookup_elem):
         name = f"{func_id_name(func_id)}#{func_id}"
         raise Refused(EINVAL, f"cannot pass map_type {map.map_type} into func {name}")
@@ -142,6 +151,16 @@ def _record_func_map(env: Env, map: MapFacts, func_id: int, insn_idx: int) -> No
         raise Refused(EACCES, "write into map forbidden")
     if env.map_of_call.setdefault(insn_idx, map) != map:
         env.map_of_call[insn_idx] = None
+
+
+def _record_func_key(env: Env, map: MapFacts, key: Reg, insn_idx: int) -> None:
+    """Remember what slot a tail call is about, unless that differs from path to path."""
+    known = key.kind is Kind.SCALAR and key.value is not None and key.value < map.max_entries
+    now = TailCallSite(map, key.value if known else None)
+    before = env.tail_calls.get(insn_idx, now)
+    env.tail_calls[insn_idx] = TailCallSite(
+        map if before.map == map else None, now.key if before.key == now.key else None
+    )
 
 
 def _returned(state: State, ret: Ret, map: MapFacts | None) -> Reg:

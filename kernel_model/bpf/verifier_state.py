@@ -33,12 +33,16 @@ class ProgFacts(NamedTuple):
     """What verification asks about a program, apart from its instructions.
 
     attach_to  the kernel function that it is to be attached to, for types that name one
+    func_info  whether BTF describes its functions
+    tail_call_subprogs  whether a program with several functions may have tail calls
     """
 
     prog_type: int
     expected_attach_type: int
     attach_to: str
     sleepable: bool
+    func_info: bool = True
+    tail_call_subprogs: bool = True
 
 
 class MapFacts(NamedTuple):
@@ -60,6 +64,30 @@ class MapFacts(NamedTuple):
     delete: str
     inlined: tuple[Insn, ...] | int
     inner: MapFacts | None
+    max_entries: int = 0
+
+
+class FunctionFacts(NamedTuple):
+    """A function of a rewritten program: the instructions `start` to `end - 1`.
+
+    stack_depth  bytes of stack that it uses
+    callee_saved  those of r6 to r9 that it names
+    tail_call_reachable  whether it has a tail call, or calls a function of which that is true
+    """
+
+    start: int
+    end: int
+    stack_depth: int
+    callee_saved: tuple[int, ...]
+    has_tail_call: bool
+    tail_call_reachable: bool
+
+
+class TailCallSite(NamedTuple):
+    """What is known of a tail call: its map and its key, if they are the same on every path."""
+
+    map: MapFacts | None
+    key: int | None
 
 
 @final
@@ -70,6 +98,8 @@ class Env:
     callees      which functions a function calls, each by its first instruction
     map_of_call  the map that a call of a helper is about, by instruction; None: more than one
     stack_depth  bytes of stack that a function uses, by its first instruction
+    tail_calls   by instruction
+    reachable    functions from which a tail call can be reached, by first instruction
     """
 
     def __init__(
@@ -90,6 +120,9 @@ class Env:
         self.insn_processed = 0
         self.map_of_call: Final[dict[int, MapFacts | None]] = {}
         self.stack_depth: Final[dict[int, int]] = {}
+        self.tail_calls: Final[dict[int, TailCallSite]] = {}
+        self.functions: Final = subprogs(insns)
+        self.reachable: Final[dict[int, None]] = {}
 
 
 class Kind(Enum):

@@ -72,6 +72,7 @@ class Context:
     bpf_prog_active  depth of programs that must not be entered again
     tasks_reader     whether Tasks RCU waits for it
     task_work        what it does before it returns to user mode
+    machine          its registers and its stack, once it has executed text (kernel_model.x86)
     """
 
     def __init__(self, kernel: Kernel, kind: Kind, cpu: int | None) -> None:
@@ -89,6 +90,7 @@ class Context:
         self.bpf_prog_active = 0
         self.tasks_reader = "TASKS_RCU" in kernel.config and kernel.preempt == "full"
         self.task_work: Final[list[TaskWork]] = []
+        self.machine: Any = None
         self._has_cpu = False
         self._rcu: Final = _Reader(kernel.rcu)
         self._tasks: Final = _Reader(kernel.rcu_tasks)

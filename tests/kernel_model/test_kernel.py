@@ -34,7 +34,7 @@ def test_a_release_has_what_was_in_it(version: str) -> None:
     at = VERSIONS.index(version)
     for fix in Fix:
         since = fix.value.since
-        assert (fix in fixes_of(version)) == (since is not None and VERSIONS.index(since) <= at)
+        assert (fix in fixes_of(version)) == (since in VERSIONS[: at + 1])
 
 
 def test_releases_only_add_fixes() -> None:
@@ -54,7 +54,7 @@ def test_every_fix_says_what_it_is() -> None:
 
 
 def test_unknown_versions() -> None:
-    with pytest.raises(UsageError, match=r"'4\.9' is not modelled; known: 5\.8, .*6\.12"):
+    with pytest.raises(UsageError, match=r"'4\.9' is not modelled; known: 5\.5, .*6\.12"):
         fixes_of("4.9")
 
 

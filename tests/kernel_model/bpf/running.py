@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from kernel_model.boot import boot
 from kernel_model.bpf.asm import assemble
-from kernel_model.bpf.core import BpfCall, BpfProgramError, bpf_prog_run, bpf_prog_select_runtime
+from kernel_model.bpf.core import BpfCall, BpfProgramError, bpf_prog_run, translated
 from kernel_model.bpf.hooks import (
     attach_sleepable,
     bpf_trace_run,
@@ -15,6 +16,7 @@ from kernel_model.bpf.hooks import (
     sleepable_hook,
 )
 from kernel_model.bpf.insn import Insn
+from kernel_model.bpf.jit import BpfImage, do_jit
 from kernel_model.bpf.prog import (
     BpfProg,
     BpfProgAux,
@@ -28,11 +30,13 @@ from kernel_model.bpf.prog_attr import (
     BPF_PROG_TYPE_RAW_TRACEPOINT,
     BPF_PROG_TYPE_TRACING,
 )
+from kernel_model.bpf.verifier_state import FunctionFacts
 from kernel_model.checks import linux_detectors
 from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
 from kernel_model.linux.preempt import preempt_disable
-from kernel_model.linux.task import syscall
+from kernel_model.linux.task import Context, syscall
+from kernel_model.x86.text import Image
 from sim.detectors.crash import Crash
 from sim.detectors.leak import Leak
 from sim.detectors.refcount import Refcount
@@ -40,12 +44,20 @@ from sim.events import Detector, Event, Fault
 from sim.execution import DONE, Execution, Strategy
 from sim.hosts import direct
 from sim.memory import Memory
-from sim.ops import NOTE, Op
+from sim.ops import FETCH, LOAD, NOTE, Op
 from sim.stack import unwind
 from sim.strategies.dfs import Dfs
+from sim.threads import current
 
 T = TypeVar("T")
 Task = Coroutine[Op[Any], Any, T]
+
+
+def is_fetch(event: Event) -> bool:
+    """Is the step a fetch of instructions, or does it look for the text of a program?"""
+    op = event.op
+    is_image = isinstance(event.result, Image) and op.kind == LOAD
+    return op.kind == FETCH or is_image
 
 
 class Once:
@@ -76,6 +88,9 @@ class Once:
         errors: list[Exception] = []
 
         async def main() -> None:
+            thread = current()
+            if thread.context is None:
+                thread.context = Context(self.kernel, "task", None)
             try:
                 results.append(await task())
             except Exception as error:
@@ -94,8 +109,8 @@ class Once:
 
     @property
     def steps(self) -> list[str]:
-        """The names of the operations, but for the end of the thread."""
-        return [event.op.name for event in self.events[:-2]]
+        """The names of the operations, but for fetches of text and the end of the thread."""
+        return [event.op.name for event in self.events[:-2] if not is_fetch(event)]
 
 
 def program(
@@ -109,7 +124,15 @@ def program(
     insns = assemble(code) if isinstance(code, str) else code
     aux = memory.static(BpfProgAux, "test", "", sleepable=sleepable)
     prog = memory.static(BpfProg, aux, BPF_PROG_TYPE_RAW_TRACEPOINT)
-    prog.text = bpf_prog_select_runtime("test", insns, calls or {}, {})
+    prog.text = translated("test", insns, calls or {}, {})
+    kernel = Kernel(memory, "5.10", fixes_of("5.10"), cpus=1)
+    starts = [*sorted(prog.text.functions), len(insns)]
+    for index, (start, end) in enumerate(pairwise(starts)):
+        facts = FunctionFacts(start, end, 512, (6, 7, 8, 9), False, False)
+        layout = do_jit(prog.text.insns, facts, index, in_place=False)
+        image = memory.static(BpfImage, kernel, prog.text, prog.text.functions[start], layout)
+        prog.text.images[start] = image
+    prog.bpf_func.value = prog.text.images[0]  # type: ignore[assignment]  # it is one of ours
     return prog
 
 

@@ -33,7 +33,15 @@ from kernel_model.rcu.tree import call_rcu
 from kernel_model.uapi import close
 from sim.macros import join, note
 from sim.strategies.pct import Pct
-from tests.kernel_model.bpf.running import Once, explore, load, load_sleepable, program, run
+from tests.kernel_model.bpf.running import (
+    Once,
+    explore,
+    is_fetch,
+    load,
+    load_sleepable,
+    program,
+    run,
+)
 
 Enter = Callable[[Kernel, BpfProg], Awaitable[Any]]
 
@@ -67,7 +75,7 @@ def enter_on_a_shared_cpu(enter: Enter, **options: Any) -> tuple[dict[str, int],
         held["bh"] = ctx.bh_disabled
         held["rcu"] = ctx.rcu_nesting
         held["trace"] = ctx.trace_nesting
-        held["argument"] = bpf_run.ctx[0]
+        held["argument"] = (await bpf_run.read(bpf_run.ctx, 1))[0]
         await note("program")
         return 0
 
@@ -87,7 +95,8 @@ def enter_on_a_shared_cpu(enter: Enter, **options: Any) -> tuple[dict[str, int],
             await join(await task(once.kernel, body, name=body.__name__, cpu=0))
 
     once.run(main)
-    steps = [event.op.name for event in once.events if event.thread.name == "passer_by"]
+    mine = [e for e in once.events if e.thread.name == "passer_by" and not is_fetch(e)]
+    steps = [event.op.name for event in mine]
     return held, steps[steps.index("begin") + 1 : steps.index("end")]
 
 
