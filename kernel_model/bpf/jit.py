@@ -1,111 +1,28 @@
-"""arch/x86/net/bpf_jit_comp.c (v5.10): where everything is in the image of a function
+"""arch/x86/net/bpf_jit_comp.c (v5.10): the images of programs, and how they read
 
-Not modelled: the passes in which the real one shrinks (a program is laid out once, with the
-shortest jumps where the kernel has them in its first pass); exception tables.
+The layout of an image is that of its machine code (`kernel_model.bpf.jit_layout`); what runs is the
+coroutine of the function, entered at offset 0 or where tail calls land.
+
+Not modelled: see there; addresses of functions of the kernel, which calls of helpers go to.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
 
 from kernel_model.bpf.core import BpfRun, BpfText
-from kernel_model.bpf.insn import Insn, is_tail_call
+from kernel_model.bpf.jit_layout import Layout, do_jit, machine_code
 from kernel_model.bpf.jit_run import _enter, _land
 from kernel_model.fixes import Fix
-from kernel_model.x86.cpu import CALLEE_SAVED
 from kernel_model.x86.text import NOP5, POKE_SIZE, Image, Site, Text
 from sim.macros import alloc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kernel_model.bpf.translate import BpfFunc
     from kernel_model.bpf.verifier_state import FunctionFacts
     from kernel_model.kernel import Kernel
     from kernel_model.x86.cpu import Machine
-
-X86_TAIL_CALL_OFFSET: Final = 11
-OLD_TAIL_CALL_OFFSET: Final = 25  # before ebf7d1f508a7
-OLD_STACK: Final = 512
-MAX_INSN: Final = 16  # bytes set aside for an instruction of the program
-
-
-class TailSites(NamedTuple):
-    """Offsets of the sites of a direct tail call; `bypass` None: there is only one site."""
-
-    poke: int
-    bypass: int | None
-    target: int
-
-
-class Layout(NamedTuple):
-    """The image of a function.
-
-    number       of the function in its program
-    length       bytes; landing: where tail calls enter; epilogue: where it begins
-    stack_depth  bytes of the program's stack, `sd` as they are laid out
-    saved        callee-saved registers that are pushed, in order
-    reachable    whether it has a slot for the tail-call counter
-    in_place     whether a tail call enters the frame of who jumps (before ebf7d1f508a7)
-    tails        the direct tail calls
-    insns        offset of every instruction
-    """
-
-    number: int
-    length: int
-    landing: int
-    epilogue: int
-    stack_depth: int
-    sd: int
-    saved: tuple[str, ...]
-    reachable: bool
-    in_place: bool
-    tails: tuple[TailSites, ...]
-    insns: tuple[int, ...]
-
-
-@lru_cache(maxsize=256)
-def do_jit(
-    insns: Sequence[Insn], function: FunctionFacts, number: int, *, in_place: bool
-) -> Layout:
-    """Lay a function out: `function` says which instructions of the program it has."""
-    depth = OLD_STACK if in_place else function.stack_depth
-    sd = (depth + 7) & ~7
-    saved = CALLEE_SAVED if in_place else tuple(CALLEE_SAVED[r - 6] for r in function.callee_saved)
-    landing = OLD_TAIL_CALL_OFFSET if in_place else X86_TAIL_CALL_OFFSET
-    pushes = sum(1 if name == "rbx" else 2 for name in saved)
-    at = landing + (0 if in_place else (7 if sd else 0) + function.tail_call_reachable + pushes)
-    offsets, tails = [], []
-    for insn in insns[function.start : function.end]:
-        offsets.append(at)
-        if not is_tail_call(insn):
-            at += MAX_INSN
-            continue
-        at += 20  # the test of the counter and its increment
-        if insn.imm and in_place:
-            tails.append(TailSites(insn.imm - 1, None, at))
-            at += POKE_SIZE
-        elif insn.imm:
-            bypass = at
-            at += POKE_SIZE + pushes + 1 + (7 if sd else 0)
-            tails.append(TailSites(insn.imm - 1, bypass, at))
-            at += POKE_SIZE
-        else:
-            at += 48
-    return Layout(
-        number=number,
-        length=at + pushes + 2,
-        landing=landing,
-        epilogue=at,
-        stack_depth=depth,
-        sd=sd,
-        saved=saved,
-        reachable=function.tail_call_reachable and not in_place,
-        in_place=in_place,
-        tails=tuple(tails),
-        insns=tuple(offsets),
-    )
 
 
 @final
@@ -117,7 +34,9 @@ class BpfImage(Image):
 
     KIND = "bpf_image"
 
-    def __init__(self, kernel: Kernel, text: BpfText, function: BpfFunc, layout: Layout) -> None:
+    def __init__(
+        self, kernel: Kernel, text: BpfText, function: BpfFunc, facts: FunctionFacts, layout: Layout
+    ) -> None:
         sites: dict[int, tuple[str, Text]] = {0: ("entry", NOP5)}
         name = "ip" if layout.in_place else "tailcall_target"
         for tail in layout.tails:
@@ -128,6 +47,7 @@ class BpfImage(Image):
         super().__init__(kernel, text.name, layout.length, sites)
         self.text: Final = text
         self.function: Final = function
+        self.facts: Final = facts
         self.layout: Final = layout
         self.tail_sites: Final[dict[int, tuple[Site | None, Site]]] = {
             tail.poke: (
@@ -147,6 +67,27 @@ class BpfImage(Image):
             if bypass is not None
         }
 
+    def disassembly(self) -> str:
+        """The image as ``objdump -d`` shows it: address, bytes, instruction.
+
+        What the sites contain now is shown, and marked; each as the memory has it.
+        """
+        callees = {start: image.addr for start, image in self.text.images.items()}
+        constants = dict(self.text.addresses)
+        codes = machine_code(
+            self.text.insns, self.facts, self.layout, self.addr, constants, callees
+        )
+        lines = [f"{self.addr:016x} <{self.name}>:"]
+        for addr, code in codes:
+            site = self.sites.get(addr - self.addr)
+            data, told, mark = code.data, code.text, ""
+            if site is not None:
+                now = site.mem.value  # for who looks at a run; no step of it
+                data, told = now.encode(addr), now.disassembled()
+                mark = f"  # {site.name}"
+            lines.append(f"{addr:x}:\t{data.hex(' '):<21}\t{told}{mark}")
+        return "\n".join(lines)
+
     def new_run(self, m: Machine) -> BpfRun:
         """What the translated instructions work on."""
         return BpfRun(m.kernel, self, m)
@@ -157,7 +98,8 @@ async def bpf_jit_binary_alloc(
 ) -> BpfImage:
     """Make the image of a function; its tail calls go nowhere yet."""
     in_place = not kernel.has(Fix.TAIL_CALL_SUBPROGS)
-    layout = do_jit(text.insns, function, index, in_place=in_place)
-    made = await alloc(BpfImage, kernel, text, text.functions[function.start], layout)
+    constants = tuple(sorted(text.addresses.items()))
+    layout = do_jit(text.insns, function, index, constants, in_place=in_place)
+    made = await alloc(BpfImage, kernel, text, text.functions[function.start], function, layout)
     text.images[function.start] = made
     return made

@@ -39,6 +39,12 @@ class Text(NamedTuple):
     def __str__(self) -> str:
         return f"{self.op} {self.target:#x}" if self.target else self.op
 
+    def disassembled(self) -> str:
+        """The instruction as objdump prints it."""
+        if self.op == "nop":
+            return "nopl   0x0(%rax,%rax,1)"
+        return f"{self.op:6} {self.target:#x}" if self.target else self.op
+
     def encode(self, ip: int) -> bytes:
         """The five bytes at address `ip`; of a breakpoint, the first one and zeros."""
         if self.op == "nop":

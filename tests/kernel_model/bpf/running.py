@@ -15,8 +15,9 @@ from kernel_model.bpf.hooks import (
     detach_sleepable,
     sleepable_hook,
 )
-from kernel_model.bpf.insn import Insn
-from kernel_model.bpf.jit import BpfImage, do_jit
+from kernel_model.bpf.insn import BPF_EXIT_INSN, Insn, InsnError
+from kernel_model.bpf.jit import BpfImage
+from kernel_model.bpf.jit_layout import Layout, do_jit
 from kernel_model.bpf.prog import (
     BpfProg,
     BpfProgAux,
@@ -129,11 +130,22 @@ def program(
     starts = [*sorted(prog.text.functions), len(insns)]
     for index, (start, end) in enumerate(pairwise(starts)):
         facts = FunctionFacts(start, end, 512, (6, 7, 8, 9), False, False)
-        layout = do_jit(prog.text.insns, facts, index, in_place=False)
-        image = memory.static(BpfImage, kernel, prog.text, prog.text.functions[start], layout)
+        layout = lay_out(prog.text.insns, facts, index)
+        image = memory.static(
+            BpfImage, kernel, prog.text, prog.text.functions[start], facts, layout
+        )
         prog.text.images[start] = image
     prog.bpf_func.value = prog.text.images[0]  # type: ignore[assignment]  # it is one of ours
     return prog
+
+
+def lay_out(insns: tuple[Insn, ...], facts: FunctionFacts, index: int) -> Layout:
+    """The layout of a function; of one that no JIT would take, of an empty one."""
+    try:
+        return do_jit(insns, facts, index, in_place=False)
+    except (InsnError, IndexError):
+        empty = (BPF_EXIT_INSN(),)
+        return do_jit(empty, facts._replace(start=0, end=1), index, in_place=False)
 
 
 def run_code(code: str | tuple[Insn, ...], ctx: bytes | bytearray = b"") -> int:
