@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kernel_model.bpf.capability import Credentials
+from kernel_model.bpf.ftrace import Ftrace
 from kernel_model.bpf.helpers import UserSpace
 from kernel_model.bpf.hooks import Rtnl, Tracepoints
 from kernel_model.bpf.ksym import BpfKsyms
@@ -15,6 +16,7 @@ from kernel_model.bpf.map_refs import MapIds
 from kernel_model.bpf.prog import ProgIds
 from kernel_model.bpf.prog_array import prog_array_map_ops
 from kernel_model.bpf.syscall import Sysctls
+from kernel_model.bpf.trampoline import Trampolines
 from kernel_model.fixes import DEFAULT_VERSION, Fix, fixes_of
 from kernel_model.kernel import Kernel
 from kernel_model.linux.file import FdTable, FileCache
@@ -39,6 +41,8 @@ SUBSYSTEMS: Final[tuple[type[Struct], ...]] = (
     Rtnl,
     BpfKsyms,
     TextPatching,
+    Ftrace,
+    Trampolines,
 )
 
 MODULES: Final = (prog_array_map_ops,)  # what makes itself known when it is imported

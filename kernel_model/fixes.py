@@ -50,6 +50,20 @@ class Fix(Enum):
     REMOVE_SYNCHRONIZE_RCU = Commit(
         "bba1dc0b55ac", "bpf: Remove redundant synchronize_rcu.", since="5.9"
     )
+    HALF_PAGE_WAIT = Commit("05d57f1793fb", "bpf: Fix trampoline usage in preempt", since="5.6")
+    FEXIT_IMAGE = Commit(
+        "e21aa341785c",
+        "bpf: Fix fexit trampoline.",
+        since="5.12",
+        requires=("05d57f1793fb", "1e6c62a88215"),
+    )
+    MODIFY_DIRECT = Commit("8a141dd7f706", "ftrace: Fix modify_ftrace_direct.", since="5.14")
+    TAIL_CALL_TRAMPOLINE = Commit(
+        "2b5dcb31a19a",
+        "bpf, x64: Fix tailcall infinite loop",
+        since="6.7",
+        requires=("ebf7d1f508a7",),
+    )
     UREF = Commit("c9da161c6517", "bpf: fix clearing on persistent program array maps", since="5.5")
     UNTRACK_ON_ERROR = Commit(
         "a2ea07465c8d", "bpf: Fix missing prog untrack in release_maps", since="5.5"
@@ -162,6 +176,34 @@ class Fix(Enum):
         "mutant:put-before-poke",
         "the reference to the old program is dropped before the tail calls are patched",
         since=None,
+    )
+
+    TRAMP_NO_TASKS = Commit(
+        "mutant:tramp-no-tasks",
+        "a half of a trampoline is written anew without a Tasks RCU grace period",
+        since=None,
+        requires=("1e6c62a88215", "05d57f1793fb"),
+        excludes=("e21aa341785c",),
+    )
+    TRAMP_NO_TRACE = Commit(
+        "mutant:tramp-no-trace",
+        "a half of a trampoline is written anew without a Tasks Trace grace period",
+        since=None,
+        requires=("1e6c62a88215", "05d57f1793fb"),
+        excludes=("e21aa341785c",),
+    )
+    TRAMP_FREE_NO_GP = Commit(
+        "mutant:tramp-free-no-gp",
+        "a trampoline is freed without a Tasks RCU grace period",
+        since=None,
+        requires=("05d57f1793fb",),
+        excludes=("e21aa341785c",),
+    )
+    SLEEPABLE_FREED_BY_RCU = Commit(
+        "mutant:sleepable-call-rcu",
+        "a sleepable program is freed after a classic RCU grace period",
+        since=None,
+        requires=("1e6c62a88215",),
     )
 
     @property

@@ -27,11 +27,13 @@ from kernel_model.bpf.attr import BpfAttr
 from kernel_model.bpf.core import bpf_prog_run
 from kernel_model.bpf.prog import BpfProg, bpf_prog_get, bpf_prog_put
 from kernel_model.bpf.prog_attr import (
+    BPF_PROG_TYPE_LSM,
     BPF_PROG_TYPE_RAW_TRACEPOINT,
     BPF_PROG_TYPE_SCHED_CLS,
     BPF_PROG_TYPE_TRACING,
 )
 from kernel_model.bpf.syscall import bpf_command, sys_bpf
+from kernel_model.bpf.tracing_link import bpf_tracing_prog_attach
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import EBUSY, EINVAL, ENOENT, ENOMEM
 from kernel_model.linux.file import File, FileOperations
@@ -165,6 +167,8 @@ async def bpf_raw_tracepoint_open(kernel: Kernel, attr: RawTracepointAttr) -> in
 
 
 async def _open_link(kernel: Kernel, name: str, prog: BpfProg) -> int:
+    if prog.type in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM):
+        return -EINVAL if name else await bpf_tracing_prog_attach(kernel, prog)
     if prog.type != BPF_PROG_TYPE_RAW_TRACEPOINT:
         return -EINVAL
     tp = kernel.subsystem(Tracepoints).by_name.get(name)
@@ -207,7 +211,10 @@ bpf_command(BPF_RAW_TRACEPOINT_OPEN, RawTracepointAttr, bpf_raw_tracepoint_open)
 
 
 async def bpf_raw_tracepoint_attach(kernel: Kernel, name: str, prog_fd: int) -> int:
-    """Attach from user mode, as libbpf does: a descriptor to close for detaching, or -errno."""
+    """Attach from user mode, as libbpf does: a descriptor to close for detaching, or -errno.
+
+    name  of the tracepoint; empty for programs that know the function they are for
+    """
     async with syscall(kernel, "bpf"):
         attr = RawTracepointAttr(name=name, prog_fd=prog_fd)
         return await sys_bpf(kernel, BPF_RAW_TRACEPOINT_OPEN, attr)

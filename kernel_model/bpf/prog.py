@@ -47,6 +47,7 @@ from kernel_model.bpf.prog_attr import (
 )
 from kernel_model.bpf.prog_types import PROG_TYPES
 from kernel_model.bpf.syscall import bpf_command, sys_bpf
+from kernel_model.bpf.trampoline import get_dst_trampoline, put_dst_trampoline
 from kernel_model.bpf.uaccess import copy_from_user
 from kernel_model.bpf.verifier import Checked, bpf_check
 from kernel_model.bpf.verifier_state import ProgFacts
@@ -94,6 +95,8 @@ class BpfProgAux(Struct):
     poke_tab: Cell[BpfJitPokeTab | None] = cell(None)
     size_poke_tab: Cell[int] = cell(0, size=4)
     func: Cell[tuple[BpfProg, ...]] = cell(())
+    dst_trampoline: Cell[Struct | None] = cell(None)
+    dst_mutex: Cell[Thread | None] = cell(None)
 
     def __init__(self, name: str, attach_func_name: str, *, sleepable: bool) -> None:
         self.name: Final = name
@@ -188,7 +191,7 @@ async def __bpf_prog_put_noref(kernel: Kernel, prog: BpfProg, deferred: bool) ->
     await bpf_prog_kallsyms_del_all(kernel, prog)
     if not deferred:
         await __bpf_prog_put_rcu(kernel, prog)
-    elif prog.aux.sleepable:
+    elif prog.aux.sleepable and not kernel.has(Fix.SLEEPABLE_FREED_BY_RCU):
         await call_rcu_tasks_trace(kernel, __bpf_prog_put_rcu, kernel, prog)
     else:
         await call_rcu(kernel, __bpf_prog_put_rcu, kernel, prog)
@@ -203,6 +206,7 @@ async def __bpf_prog_put_rcu(kernel: Kernel, prog: BpfProg) -> None:
 async def bpf_prog_free_deferred(kernel: Kernel, prog: BpfProg) -> None:
     """A worker's part: nothing runs the program any more."""
     await __bpf_free_used_maps(kernel, prog.aux, await load(prog.aux.used_maps))
+    await put_dst_trampoline(kernel, prog)
     for func in await load(prog.aux.func):
         await bpf_jit_free(kernel, func)
     await bpf_jit_free(kernel, prog)
@@ -320,7 +324,8 @@ async def _make_text(kernel: Kernel, prog: BpfProg, checked: Checked) -> int:
     """What follows once a program is known to be safe: 0, or -errno and nothing is left of it."""
     prog.text = _text(prog.aux.name, checked)
     verdict, maps = checked.verdict, checked.used_maps
-    error = await track_pokes(kernel, prog.aux, verdict.pokes, maps)
+    error = await get_dst_trampoline(kernel, prog)
+    error = error or await track_pokes(kernel, prog.aux, verdict.pokes, maps)
     if not error and len(verdict.functions) > 1:
         error = await jit_subprogs(kernel, prog, verdict.functions, maps)
     if error:

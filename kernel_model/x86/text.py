@@ -130,6 +130,10 @@ class Image(Struct):
         known = None if place is self.code else self._names.get(place.addr)
         return known or f"+{place.addr - self.addr:#x}"
 
+    def symbol(self, pc: int) -> str:
+        """An address in it as stack traces show it."""
+        return f"{self.name}+{pc - self.addr:#x}"
+
     def pairs(self) -> dict[str, tuple[Site, Site]]:
         """The pairs of sites that belong together, by name; a plain image has none."""
         return {}

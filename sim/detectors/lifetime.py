@@ -7,6 +7,7 @@ run in which it comes after, and nothing more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -155,5 +156,5 @@ def _symbol(fault: Fault) -> str:
     """For a fetch of instructions: whose they are, or were."""
     if not fault.execute or fault.object is None:
         return ""
-    name = getattr(fault.object, "name", fault.object.label)
-    return f"{name}+{fault.addr - fault.object.addr:#x}"
+    symbol: Callable[[int], str] | None = getattr(fault.object, "symbol", None)
+    return fault.object.label if symbol is None else symbol(fault.addr)

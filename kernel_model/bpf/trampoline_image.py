@@ -1,0 +1,226 @@
+"""arch/x86/net/bpf_jit_comp.c, arch_prepare_bpf_trampoline (v5.10): what trampolines execute
+
+A trampoline is a page of two halves; a half that is in use calls the programs of a function, and
+the function itself if a program wants to know its result. Whoever comes back to a half executes
+what is there by then: if that is not what it entered, the machine says so.
+
+Positions in an image: "glue" (no section of any flavour), "prog" (inside the section of the program
+that it calls) and "orig" (the function itself is called).
+
+Not modelled: saving arguments as memory; programs get up to six arguments of 8 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+
+from kernel_model.bpf.jit_run import Unset
+from kernel_model.fixes import Fix
+from kernel_model.linux.preempt import migrate_disable
+from kernel_model.linux.task import might_fault
+from kernel_model.rcu.tasks_trace import rcu_read_lock_trace
+from kernel_model.rcu.tree import rcu_read_lock
+from kernel_model.x86.cpu import Corrupted, Jump
+from kernel_model.x86.text import POKE_SIZE, Image
+from sim.cells import Cell, Lvalue, as_int, cell
+from sim.events import Frame
+from sim.macros import READ_ONCE, fetch, load, note
+from sim.ops import Op
+
+if TYPE_CHECKING:
+    from kernel_model.bpf.prog import BpfProg
+    from kernel_model.kernel import Kernel
+    from kernel_model.x86.cpu import Machine
+
+PAGE_SIZE: Final = 4096
+HALF: Final = PAGE_SIZE // 2
+MAX_ARGS: Final = 6
+_U64: Final = (1 << 64) - 1
+_STEP: Final = 16  # bytes of an image between two of its positions here
+
+
+class TrampolineCode(NamedTuple):
+    """What a half consists of: the programs in the order in which they run.
+
+    func       where the function goes on behind its entry site
+    call_orig  whether the image calls the function itself
+    """
+
+    func: int
+    fentry: tuple[BpfProg, ...]
+    fmod_ret: tuple[BpfProg, ...]
+    fexit: tuple[BpfProg, ...]
+
+    @property
+    def call_orig(self) -> bool:
+        return bool(self.fmod_ret or self.fexit)
+
+
+@final
+class TrampolineImage(Image):
+    """The page of a trampoline: what its two halves contain.
+
+    pcref  of those that execute the original function from here (with e21aa341785c)
+    skip   whether the programs behind the original function are skipped (likewise)
+    """
+
+    KIND = "bpf_trampoline_image"
+
+    half0: Cell[TrampolineCode | None] = cell(None, offset=0, size=HALF)
+    half1: Cell[TrampolineCode | None] = cell(None, offset=HALF, size=HALF)
+    pcref: Cell[int] = cell(1, offset=PAGE_SIZE)
+    skip: Cell[bool] = cell(False, offset=PAGE_SIZE + 8)
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        super().__init__(kernel, f"bpf_trampoline_{name}", PAGE_SIZE, {})
+        self.halves: Final = (self.half0, self.half1)
+        self.size = PAGE_SIZE + 64
+        for at in (0, HALF):
+            self.entries[at] = partial(_run_image, self, at)
+
+    def field_name(self, place: Lvalue[Any]) -> str:
+        for name in ("half0", "half1", "pcref", "skip"):
+            if vars(self)[name] is place:
+                return f".{name}"
+        return super().field_name(place)
+
+    def symbol(self, pc: int) -> str:
+        """The address with the position that it stands for."""
+        position = ("glue", "prog", "orig")[(pc - self.addr) % HALF // _STEP % 3]
+        return f"{self.name}+{pc - self.addr:#x} ({position})"
+
+
+class _Position:
+    """Where a CPU is in an image: its modelled stack frame."""
+
+    def __init__(self, image: TrampolineImage) -> None:
+        self.image = image
+        self.pc = image.addr
+
+    def frame(self) -> Frame:
+        return Frame(self.image.symbol(self.pc))
+
+
+async def _at(run: _Run, position: str) -> None:
+    """The CPU fetches its next instruction, in that position."""
+    pc = run.base + _STEP * ("glue", "prog", "orig").index(position)
+    run.position.pc = pc
+    now = await fetch(run.place, pc, pc)
+    if run.code is None:
+        run.code = now
+    if now is None or now != run.code:
+        what = f"rewritten text: {position} of {run.image.name} is not what was entered"
+        await note("corrupted", Corrupted(what, run.image))
+
+
+class _Run:
+    """One run of an image.
+
+    code  what was there when the image was entered
+    """
+
+    def __init__(self, image: TrampolineImage, at: int, position: _Position) -> None:
+        self.image = image
+        self.base = image.addr + at
+        self.place: Cell[TrampolineCode | None] = image.halves[at // HALF]
+        self.position = position
+        self.code: TrampolineCode | None = None
+
+
+async def _run_image(image: TrampolineImage, at: int, m: Machine) -> Jump | None:
+    modelled_frame = _Position(image)
+    run = _Run(image, at, modelled_frame)
+    await _at(run, "glue")
+    assert run.code is not None
+    code, args, count = run.code, m.args, m.rax
+    for prog in code.fentry:
+        await _call_prog(run, m, prog, args)
+    if not code.call_orig:
+        m.args = args
+        if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
+            m.rax = count
+        await _at(run, "glue")
+        return Jump(m.pop())
+    result = 0
+    for prog in code.fmod_ret:
+        result = await _call_prog(run, m, prog, (*args, 0))
+        if result:
+            break
+    if not result:
+        result = await _call_original(run, m, (args, count))
+    if not (m.kernel.has(Fix.FEXIT_IMAGE) and await READ_ONCE(image.skip)):
+        for prog in code.fexit:
+            await _call_prog(run, m, prog, (*args, result))
+    await _at(run, "glue")
+    m.rax = result
+    m.pop()  # the function does not go on behind its entry site
+    m.pc = m.pop()
+    return None
+
+
+async def _call_original(run: _Run, m: Machine, saved: tuple[tuple[Any, ...], int]) -> int:
+    counted = m.kernel.has(Fix.FEXIT_IMAGE)
+    assert run.code is not None
+    m.args, count = saved
+    if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
+        m.rax = count
+    if counted:
+        from kernel_model.bpf.trampoline import __bpf_tramp_enter  # noqa: PLC0415
+
+        await __bpf_tramp_enter(run.image)
+    result = await m._call(run.code.func, run.base + 2 * _STEP)
+    await _at(run, "orig")
+    if counted:
+        from kernel_model.bpf.trampoline import __bpf_tramp_exit  # noqa: PLC0415
+
+        await __bpf_tramp_exit(m.kernel, run.image)
+        await _at(run, "glue")
+    return result
+
+
+async def _call_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]) -> int:
+    """The enter wrapper, the program, the exit wrapper."""
+    if prog.aux.sleepable:
+        async with rcu_read_lock_trace():
+            await might_fault()
+            result = await _in_prog(run, m, prog, args)
+    else:
+        async with rcu_read_lock(), migrate_disable():
+            result = await _in_prog(run, m, prog, args)
+    await _at(run, "glue")
+    return result
+
+
+async def _in_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]) -> int:
+    await _at(run, "prog")
+    outer, rsp, top = m.context, m.rsp, m.top
+    values = [int(arg) & _U64 if isinstance(arg, int) else 0 for arg in args]
+    m.rsp -= 8 * len(values)
+    start = m.rsp - m.low
+    m.stack[start : start + 8 * len(values)] = struct.pack(f"<{len(values)}Q", *values)
+    m.context, m.top = (m.rsp, m.rsp + 8 * len(values)), m.rsp - 16
+    entry = await load(prog.bpf_func)
+    m.args = (m.rsp, Unset, Unset, Unset, Unset)
+    result = await m._call(as_int(entry), run.base + _STEP)
+    m.rsp, m.context, m.top = rsp, outer, top
+    await _at(run, "prog")
+    return result & 0xFFFF_FFFF
+
+
+def generated(
+    func: Image,
+    fentry: tuple[BpfProg, ...],
+    fmod_ret: tuple[BpfProg, ...],
+    fexit: tuple[BpfProg, ...],
+) -> TrampolineCode:
+    """arch_prepare_bpf_trampoline(): the code for a function with these programs."""
+    return TrampolineCode(func.addr + POKE_SIZE, fentry, fmod_ret, fexit)
+
+
+def write_half(image: TrampolineImage, half: int, code: TrampolineCode) -> Op[None]:
+    """The code goes into a half, by plain stores: nobody is to be there."""
+    from kernel_model.x86.alternative import write_text  # noqa: PLC0415
+
+    return write_text(image.halves[half], code, "arch_prepare_bpf_trampoline")  # type: ignore[arg-type]
