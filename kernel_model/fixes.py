@@ -85,6 +85,9 @@ class Fix(Enum):
         since="5.14",
         requires=("ebf7d1f508a7",),
     )
+    OWNER_LOCK = Commit(
+        "54713c85f536", "bpf: Fix potential race in tail call compatibility check", since="6.1"
+    )
     POKE_WITHOUT_KSYM = Commit(
         "4b7de801606e", "bpf: Fix prog_array_map_poke_run map poke update", since="6.7"
     )

@@ -88,11 +88,16 @@ async def load_target(kernel: Kernel, value: int) -> int:
     return checked("target", await bpf_load_program(kernel, prog_type, insns, name=f"t{value}"))
 
 
-async def attach_caller(kernel: Kernel, map_fd: int, source: From, key: Key) -> None:
-    """Load the program that tail-calls, and attach it."""
+async def load_caller(kernel: Kernel, map_fd: int, source: From, key: Key) -> int:
+    """A descriptor of the program that tail-calls, or -errno."""
     insns = assemble(caller_code(source, key), {"progs": map_fd})
     prog_type = BPF_PROG_TYPE_RAW_TRACEPOINT
-    fd = checked("caller", await bpf_load_program(kernel, prog_type, insns, name="caller"))
+    return await bpf_load_program(kernel, prog_type, insns, name="caller")
+
+
+async def attach_caller(kernel: Kernel, map_fd: int, source: From, key: Key) -> None:
+    """Load the program that tail-calls, and attach it."""
+    fd = checked("caller", await load_caller(kernel, map_fd, source, key))
     checked("link", await bpf_raw_tracepoint_attach(kernel, "sys_enter", fd))
 
 

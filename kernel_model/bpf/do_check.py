@@ -88,7 +88,7 @@ def do_check(env: Env) -> None:
     """Walk all paths; raises Refused."""
     _check_tail_calls(env)
     _Walk(env).run()
-    _check_max_stack_depth(env, 0, 0, 1)
+    _check_max_stack_depth(env, (0,), 0, seen=False)
 
 
 @final
@@ -361,18 +361,29 @@ def _check_tail_calls(env: Env) -> None:
         raise Refused(EINVAL, "tail_call is not allowed in subprogs without BTF")
 
 
-def _check_max_stack_depth(env: Env, start: int, depth: int, calls: int) -> bool:
-    """check_max_stack_depth(), from the function at `start`; whether a tail call is reachable"""
+def _check_max_stack_depth(env: Env, chain: tuple[int, ...], depth: int, *, seen: bool) -> bool:
+    """check_max_stack_depth(), of the last function of a chain of calls.
+
+    chain  the functions that call each other, by their first instruction
+    seen   whether a function with a tail call has been walked; as in the kernel that stays so,
+           and whoever calls anything afterwards counts as one that can reach a tail call
+
+    Returns what `seen` is now.
+    """
+    start = chain[-1]
     tail = next(f.has_tail_call for f in env.functions if f.start == start)
     if tail and start and depth >= MAX_TAIL_CALL_STACK:
-        what = f"the call stack of previous frames is {depth} bytes. Too large"
+        what = f"call stack of previous frames is {depth} bytes. Too large"
         raise Refused(EACCES, f"tail_calls are not allowed when {what}")
-    depth += -(-max(env.stack_depth.get(start, 0), 1) // 32) * 32
-    if depth > MAX_BPF_STACK:
-        message = f"combined stack size of {calls} calls is {depth}. Too large"
-        raise Refused(EACCES, message)
-    for callee in env.callees.get(start, ()):
-        tail |= _check_max_stack_depth(env, callee, depth, calls + 1)
+    seen |= tail
     if tail:
         env.reachable[start] = None
-    return tail
+    depth += -(-max(env.stack_depth.get(start, 0), 1) // 32) * 32
+    if depth > MAX_BPF_STACK:
+        message = f"combined stack size of {len(chain)} calls is {depth}. Too large"
+        raise Refused(EACCES, message)
+    for callee in env.callees.get(start, ()):
+        seen = _check_max_stack_depth(env, (*chain, callee), depth, seen=seen)
+    if seen:
+        env.reachable.update(dict.fromkeys(chain[:-1]))
+    return seen

@@ -7,7 +7,8 @@ A call of a function of the kernel that is no helper has a number from `FIRST_KE
 the kernel has the distance of its address from __bpf_call_base.
 
 Not modelled: rewriting of accesses to the context, removal of dead code, blinding of constants,
-masking of the index of a tail call.
+masking of the index of a tail call (all creators of maps are trusted); that v5.10 takes a constant
+key up to the next power of two for one in range, and shifts descriptors in front of a patch.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def _tail_call(env: Env, index: int, pokes: list[PokeFacts]) -> Insn:
     if site is None or site.map is None or site.key is None:
         return Insn(BPF_JMP | BPF_TAIL_CALL)
     if len(pokes) >= MAX_POKES:
-        raise Refused(ENOSPC, "")
+        env.insn_idx = index
+        raise Refused(ENOSPC, "adding tail call poke descriptor failed")
     pokes.append(PokeFacts(index, site.map.map_index, site.key))
     return Insn(BPF_JMP | BPF_TAIL_CALL, imm=len(pokes))
 

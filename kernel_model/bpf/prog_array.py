@@ -28,6 +28,7 @@ from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import EINVAL, ENOMEM, EOPNOTSUPP
 from kernel_model.linux.mutex import mutex
 from kernel_model.linux.slab import kfree, kzalloc
+from kernel_model.linux.spinlock import spin_lock
 from kernel_model.linux.task import cond_resched
 from kernel_model.linux.workqueue import Work, WorkData, schedule_work
 from kernel_model.rcu.tasks_trace import synchronize_rcu_tasks_trace
@@ -61,6 +62,7 @@ class BpfArrayAux(Struct):
     """`struct bpf_array_aux`.
 
     type, jited  the owner; 0: none yet
+    owner_lock   of the owner (with 54713c85f536)
     poke_progs   the programs to patch; changes under poke_mutex
     work         clears the array
     """
@@ -71,6 +73,7 @@ class BpfArrayAux(Struct):
     jited: Cell[bool] = cell(False, legal_races="the owner of a prog array is under no lock")
     poke_progs: Cell[tuple[ProgPokeElem, ...]] = cell(())
     poke_mutex: Cell[Thread | None] = cell(None)
+    owner_lock: Cell[Thread | None] = cell(None)
     work: Cell[WorkData] = cell(None)
 
 
@@ -131,8 +134,13 @@ async def prog_array_map_release(kernel: Kernel, array: BpfArray, filp: File) ->
 
 @kernel_function
 async def bpf_prog_array_compatible(kernel: Kernel, array: BpfArray, prog: BpfProg) -> bool:
-    del kernel
-    aux = array.aux
+    if not kernel.has(Fix.OWNER_LOCK):
+        return await _compatible(array.aux, prog)
+    async with spin_lock(array.aux.owner_lock):
+        return await _compatible(array.aux, prog)
+
+
+async def _compatible(aux: BpfArrayAux, prog: BpfProg) -> bool:
     type = await load(aux.type)
     if not type:
         await store(aux.type, prog.type)

@@ -1,0 +1,202 @@
+"""What the workloads on patched text show on each kernel, and with each rule broken."""
+
+from typing import Any
+
+import pytest
+
+from sim.errors import UsageError
+from sim.execution import Strategy
+from sim.explore import Budget, Explorer, Result
+from sim.strategies.pct import Pct
+from sim.strategies.random_walk import RandomWalk
+from sim.workload import find
+
+EXECUTE = "use-after-free-execute"
+UAF = "use-after-free"
+FRAME = "corrupted-frame"
+
+
+def explore(
+    workload: str,
+    strategy: Strategy,
+    version: str = "5.10",
+    add: tuple[str, ...] = (),
+    remove: tuple[str, ...] = (),
+    executions: int = 300,
+    **params: Any,
+) -> Result:
+    program = find(workload).prepare(params, version=version, add=add, remove=remove)
+    return Explorer(program, strategy, Budget(executions=executions, seconds=300)).explore()
+
+
+def kinds(result: Result) -> list[str]:
+    return [found.finding.kind for found in result.findings]
+
+
+# -- tail calls ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["5.5", "5.9", "5.10", "6.7", "6.12"])
+@pytest.mark.parametrize("strategy", [RandomWalk(0), Pct(0)])
+def test_poking_is_clean_on_every_kernel(version: str, strategy: Strategy) -> None:
+    result = explore("tailcall_poke", strategy, version, runs="2", reinstall="yes")
+
+    assert kinds(result) == []
+    assert result.executions == 300
+
+
+@pytest.mark.parametrize("source", ["main", "subprog"])
+@pytest.mark.parametrize("key", ["constant", "variable"])
+def test_poking_is_clean_whatever_jumps(source: str, key: str) -> None:
+    result = explore("tailcall_poke", Pct(1), source=source, key=key, runs="2", installed="yes")
+
+    assert kinds(result) == []
+    assert len(result.outcomes) > 3
+
+
+@pytest.mark.parametrize(
+    ("mutant", "depth", "params", "kind"),
+    [
+        ("install-swapped", 3, {"runs": "2"}, FRAME),
+        ("remove-no-gp", 2, {"installed": "yes"}, FRAME),
+        ("remove-trace-gp", 2, {"installed": "yes"}, FRAME),
+        ("push-back", 3, {}, "invariant"),
+        ("poke-no-int3", 3, {"runs": "2"}, "kernel-bug"),
+        ("put-before-poke", 3, {"updates": "2"}, UAF),
+    ],
+)
+def test_breaking_a_rule_of_poking_is_found(
+    mutant: str, depth: int, params: dict[str, Any], kind: str
+) -> None:
+    mutants = (f"mutant:{mutant}",)
+    result = explore("tailcall_poke", Pct(0, depth), add=mutants, executions=3000, **params)
+
+    assert set(kinds(result)) == {kind}
+
+
+def test_a_corrupted_frame_is_reported_with_the_history_of_the_sites() -> None:
+    result = explore(
+        "tailcall_poke",
+        Pct(0, 2),
+        add=("mutant:remove-no-gp",),
+        executions=3000,
+        installed="yes",
+    )
+    finding = result.findings[0].finding
+    told = [detail.heading for detail in finding.details]
+
+    assert finding.title == "BUG: corrupted frame of bpf_prog_caller: wrong registers"
+    assert "rbx is" in told[0]
+    assert any(heading.startswith("History of tailcall_bypass") for heading in told)
+    assert any(heading.startswith("History of tailcall_target") for heading in told)
+
+
+@pytest.mark.parametrize(
+    ("installed", "change", "kind"),
+    [
+        ("yes", "update", "kernel-bug"),
+        ("yes", "delete", EXECUTE),
+        ("no", "update", "kernel-bug"),
+    ],
+)
+def test_the_load_window_of_v5_10(installed: str, change: str, kind: str) -> None:
+    def search(version: str) -> list[str]:
+        strategy = RandomWalk(0)
+        return kinds(
+            explore("tailcall_load_window", strategy, version, installed=installed, change=change)
+        )
+
+    assert search("5.10") == [kind]
+    assert search("6.7") == []
+
+
+@pytest.mark.parametrize("mutant", ["stable-first", "fixup-unlocked"])
+def test_the_stable_flag_comes_last_and_under_the_mutex(mutant: str) -> None:
+    mutants = (f"mutant:{mutant}",)
+    result = explore("tailcall_load_window", Pct(0), "6.7", mutants, executions=3000)
+
+    assert kinds(result) in ([EXECUTE], ["kernel-bug"], [FRAME], ["data-race"])
+
+
+@pytest.mark.parametrize(
+    ("version", "source", "add", "found"),
+    [
+        ("5.10", "subprog", (), True),
+        ("5.14", "subprog", (), False),
+        ("5.10", "subprog", ("f263a81451c1",), False),
+        ("5.10", "main", (), False),
+        ("5.14", "main", ("mutant:no-untrack",), True),
+    ],
+)
+def test_functions_of_freed_programs_are_forgotten(
+    version: str, source: str, add: tuple[str, ...], *, found: bool
+) -> None:
+    result = explore("tailcall_subprog_untrack", RandomWalk(0), version, add, source=source)
+
+    assert kinds(result) == [UAF] * found
+
+
+@pytest.mark.parametrize(
+    ("version", "params", "runs"),
+    [
+        ("5.10", {"shape": "chain"}, 34),
+        ("5.9", {"shape": "chain"}, 34),
+        ("5.10", {"shape": "subprog"}, 34),
+        ("6.12", {"shape": "tree"}, 34),
+        ("6.1", {"shape": "subprog", "depth": "12"}, 34),
+        ("5.10", {"shape": "tree"}, None),
+        ("5.10", {"shape": "subprog", "depth": "12"}, None),
+    ],
+)
+def test_33_tail_calls_succeed(version: str, params: dict[str, Any], runs: int | None) -> None:
+    result = explore("tailcall_counter", RandomWalk(0), version, executions=1, **params)
+
+    assert kinds(result) == (["unbounded-loop"] if runs is None else [])
+    assert list(result.outcomes) == ([] if runs is None else [(runs,)])
+
+
+def test_functions_may_not_tail_call_before_v5_10() -> None:
+    with pytest.raises(UsageError, match="-EINVAL"):
+        explore("tailcall_poke", RandomWalk(0), "5.9", source="subprog")
+
+
+def test_a_prog_array_is_cleared_when_its_last_user_is_gone_and_not_before() -> None:
+    assert kinds(explore("prog_array_clear", RandomWalk(0))) == []
+    assert kinds(explore("prog_array_clear", RandomWalk(0), remove=("c9da161c6517",))) == [
+        "invariant"
+    ]
+
+
+# -- trampolines ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [RandomWalk(0), Pct(0)])
+def test_fexit_on_a_function_that_sleeps_finds_its_text_from_v5_12_on(strategy: Strategy) -> None:
+    """The programs are another matter: see docs/verdicts.md."""
+    result = explore("trampoline_update", strategy, "5.14", kind="fexit", sleeps="yes")
+
+    assert FRAME not in kinds(result)
+    assert EXECUTE not in kinds(result)
+
+
+def test_fexit_on_a_function_that_sleeps_returns_into_other_text_on_v5_10() -> None:
+    result = explore("trampoline_update", Pct(0), executions=1000, kind="fexit", sleeps="yes")
+
+    assert kinds(result) in ([FRAME], [EXECUTE])
+    assert "bpf_trampoline" in result.findings[0].finding.title
+
+
+@pytest.mark.parametrize(
+    ("mutant", "title"),
+    [
+        ("sleepable-call-rcu", "bpf_prog_sleepable"),
+        ("tramp-free-no-gp", "bpf_trampoline"),
+        ("tramp-no-tasks", "bpf_trampoline"),
+    ],
+)
+def test_breaking_a_rule_of_trampolines_is_found(mutant: str, title: str) -> None:
+    mutants = (f"mutant:{mutant}",)
+    result = explore("trampoline_update", Pct(0), add=mutants, executions=1500)
+
+    assert kinds(result)[0].startswith((UAF, FRAME))
+    assert title in result.findings[0].finding.title
