@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
 
-.PHONY: help venv test test-slow check demo golden verdicts bench clean
+.PHONY: help venv test test-slow check demo golden matrix bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,6 +46,10 @@ demo: $(STAMP)  ## find a race of v5.10, replay its trace, search v6.8 in vain
 	    for trace in $$traces; do $(call expect,0,$(BIN)/rcusim replay "$$trace") || exit 1; done
 	@echo "== Explore inner_map_replace on the v6.8 model: nothing is to be found =="
 	@$(call expect,3,$(BIN)/rcusim explore inner_map_replace --kernel 6.8 --max-executions 2000)
+	@echo "== Explore tailcall_load_window on the v5.10 model: a tail call is lost =="
+	@$(call expect,1,$(BIN)/rcusim explore tailcall_load_window --kernel 5.10 --out $(DEMO))
+	@echo "== Explore tailcall_load_window on the v6.7 model: nothing is to be found =="
+	@$(call expect,3,$(BIN)/rcusim explore tailcall_load_window --kernel 6.7 --max-executions 1000)
 	@echo "== The demo went as expected =="
 
 # $(call expect,CODE,COMMAND): COMMAND has to exit with CODE.
@@ -55,8 +59,8 @@ expect = { $(2); code=$$?; test $$code -eq $(1) || \
 golden: $(STAMP)  ## record the golden traces and their reports anew
 	$(BIN)/python -m tests.golden
 
-verdicts: $(STAMP)  ## measure the table of docs/verdicts.md anew
-	$(BIN)/python -m tests.verdicts
+matrix: $(STAMP)  ## measure docs/matrix.md anew; fails if a row is not as expected
+	$(BIN)/rcusim matrix --write docs/matrix.md
 
 bench: $(STAMP)  ## measure executions/s and steps/s, as ratios to a bare loop
 	$(BIN)/python -m tests.bench

@@ -1,8 +1,8 @@
-"""The command line: ``rcusim list | explore | run | replay | show``.
+"""The command line: ``rcusim list | explore | run | replay | show | matrix``.
 
-Exit codes: 0 proved or replay agrees, 1 finding, 2 usage or bad input, 3 inconclusive,
-4 replay diverged, 5 internal error.  Every option is also an environment variable
-``RCUSIM_<OPTION>``; the command line wins.
+Exit codes: 0 proved, replay agrees or matrix as expected; 1 finding, or matrix not as expected;
+2 usage or bad input; 3 inconclusive or interrupted; 4 replay diverged; 5 internal error.  Every
+option is also an environment variable ``RCUSIM_<OPTION>``; the command line wins.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from sim.console import (
     EXIT_CODES,
     EXIT_DIVERGED,
+    EXIT_FINDING,
     EXIT_INCONCLUSIVE,
     EXIT_INTERNAL,
     EXIT_PROVED,
@@ -37,18 +40,50 @@ from sim.console import (
 from sim.errors import InternalError, MisuseError, NondeterminismError, UsageError
 from sim.execution import DEFAULT_MAX_STEPS, Strategy
 from sim.explore import BLAME, Budget, Explorer, Found, Result
+from sim.matrix import read_matrix, search, select
+from sim.matrix_table import (
+    check_page,
+    conclusion,
+    rich_table,
+    row_title,
+    text_table,
+    write_page,
+)
+from sim.options import (
+    Depth,
+    Fast,
+    HostName,
+    Json,
+    KeepGoing,
+    Kernel,
+    MatrixFile,
+    MaxDuration,
+    MaxExecutions,
+    MaxSteps,
+    Name,
+    Only,
+    Out,
+    Params,
+    Preemptions,
+    Seed,
+    StrategyName,
+    With,
+    Without,
+    WritePage,
+    choices_for,
+    host_for,
+    program_for,
+    strategy_for,
+)
 from sim.record import builder, ensure_out, header_of, program_of, record, trace_path
 from sim.report.columns import render_columns
 from sim.report.splat import render_splat, render_splats
-from sim.run import HOSTS, Host
-from sim.strategies.dfs import Dfs
-from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
 from sim.threads import Running
 from sim.trace.reader import read_trace
 from sim.trace.replay import replay as replay_trace
-from sim.workload import Program, find, known
+from sim.workload import known
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -56,53 +91,6 @@ app = typer.Typer(
 
 DEFAULT_OUT = Path(".rcusim")
 STUCK_S = 60  # a single execution that takes this long is stuck between two operations
-
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object on standard output.", envvar="RCUSIM_JSON"),
-]
-Name = Annotated[str, typer.Argument(help="Workload: name, file path or dotted module name.")]
-Kernel = Annotated[str, typer.Option(help="Kernel version to model.", envvar="RCUSIM_KERNEL")]
-With = Annotated[
-    list[str] | None,
-    typer.Option("--with", help="Add a fix (commit id) or mutant.", envvar="RCUSIM_WITH"),
-]
-Without = Annotated[
-    list[str] | None,
-    typer.Option("--without", help="Leave a fix out.", envvar="RCUSIM_WITHOUT"),
-]
-Params = Annotated[
-    list[str] | None,
-    typer.Option("--param", help="Parameter, as name=value.", envvar="RCUSIM_PARAM"),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Of random choices.", envvar="RCUSIM_SEED")]
-MaxSteps = Annotated[
-    int,
-    typer.Option(min=1, help="Operations per execution.", envvar="RCUSIM_MAX_STEPS"),
-]
-Out = Annotated[
-    Path, typer.Option(help="Directory that traces are written to.", envvar="RCUSIM_OUT")
-]
-StrategyName = Annotated[
-    str, typer.Option("--strategy", help="random, pct or dfs.", envvar="RCUSIM_STRATEGY")
-]
-MaxExecutions = Annotated[
-    int | None, typer.Option(min=1, help="Budget.", envvar="RCUSIM_MAX_EXECUTIONS")
-]
-MaxDuration = Annotated[
-    float, typer.Option(min=0, help="Budget in seconds.", envvar="RCUSIM_MAX_DURATION")
-]
-Preemptions = Annotated[
-    int | None, typer.Option(min=0, help="Bound (dfs only).", envvar="RCUSIM_PREEMPTIONS")
-]
-Depth = Annotated[
-    int | None, typer.Option(min=1, help="Bug depth, pct only (3).", envvar="RCUSIM_DEPTH")
-]
-HostName = Annotated[str, typer.Option("--host", help="direct or trio.", envvar="RCUSIM_HOST")]
-KeepGoing = Annotated[
-    bool,
-    typer.Option("--keep-going", help="Go on after a finding.", envvar="RCUSIM_KEEP_GOING"),
-]
 
 
 @app.command("list")
@@ -146,10 +134,10 @@ def explore(
     json_output: Json = False,
 ) -> None:
     """Run a workload under many interleavings; report races and write their traces."""
-    program = _program(name, kernel, with_, without, param)
+    program = program_for(name, kernel, with_, without, param)
     budget = Budget(max_executions, max_duration, max_steps)
-    drive = _host(host)
-    chosen = _strategy(strategy, seed, preemptions, depth)
+    drive = host_for(host)
+    chosen = strategy_for(strategy, seed, preemptions, depth)
     ensure_out(out)
     if not json_output:
         typer.echo(intro(program, strategy, seed, budget))
@@ -215,14 +203,14 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Run a workload once, and show what each thread did."""
-    program = _program(name, kernel, with_, without, param)
-    drive = _host(host)
+    program = program_for(name, kernel, with_, without, param)
+    drive = host_for(host)
     ensure_out(out)
     if choices is None:
         strategy: Strategy = RandomWalk(seed, first=execution - 1)
         header = header_of(program, "random", seed, execution)
     else:
-        strategy = Choices(_choices(choices))
+        strategy = Choices(choices_for(choices))
         header = header_of(program, "choices", None, 1)
     strategy.begin()
     path = out / f"{program.workload.name}-run.jsonl"
@@ -253,7 +241,7 @@ def replay(
     json_output: Json = False,
 ) -> None:
     """Make the choices of a trace again; every step must be the same, byte for byte."""
-    drive = _host(host)
+    drive = host_for(host)
     trace = read_trace(path)
     _watch()
     divergence = replay_trace(trace, builder(program_of(trace, name)), drive)
@@ -292,50 +280,45 @@ def show(
         typer.echo(render_splats(trace))
 
 
-# -- what the options stand for ------------------------------------------------------------------
-
-
-def _program(
-    name: str,
-    kernel: str,
-    with_: list[str] | None,
-    without: list[str] | None,
-    params: list[str] | None,
-) -> Program:
-    given: dict[str, str | int | bool] = {}
-    for text in params or ():
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--param {text}: write it as name=value")
-        given[key] = value
-    return find(name).prepare(given, version=kernel or None, add=with_ or (), remove=without or ())
-
-
-def _strategy(name: str, seed: int, preemptions: int | None, depth: int | None) -> Strategy:
-    if depth is not None and name != "pct":
-        raise UsageError(f"--depth is for --strategy pct, not {name}")
-    if preemptions is not None and name != "dfs":
-        raise UsageError(f"--preemptions bounds --strategy dfs, not {name}")
-    if name == "random":
-        return RandomWalk(seed)
-    if name == "pct":
-        return Pct(seed, depth or 3)
-    if name == "dfs":
-        return Dfs(preemptions, distinct=True)
-    raise UsageError(f"--strategy {name}: choose random, pct or dfs")
-
-
-def _host(name: str) -> Host:
-    if name not in HOSTS:
-        raise UsageError(f"--host {name}: choose {' or '.join(HOSTS)}")
-    return HOSTS[name]
-
-
-def _choices(text: str) -> list[int]:
-    try:
-        return [int(item) for item in text.split(",") if item.strip()]
-    except ValueError:
-        raise UsageError(f"--choices {text}: write numbers, as 0,1,1") from None
+@app.command()
+def matrix(
+    file: MatrixFile = None,
+    only: Only = "",
+    fast: Fast = False,
+    write: WritePage = None,
+    max_executions: MaxExecutions = None,
+    seed: Seed = 0,
+    json_output: Json = False,
+) -> None:
+    """Search every row of a table of workloads and kernels; compare with what it expects."""
+    if write is not None:
+        if only or fast:
+            raise UsageError("--write is for the whole table: leave --only and --fast out")
+        check_page(write)
+    rows = select(read_matrix(file), only, fast=fast)
+    outcomes = []
+    with Console(stderr=True, quiet=json_output).status("") as line:
+        try:
+            for row in rows:
+                line.update(Text(row_title(row)))
+                outcomes.append(search(row, seed, max_executions, lambda _: _watch()))
+        except KeyboardInterrupt:
+            pass
+    said = conclusion(outcomes, len(rows))
+    console = Console()
+    if json_output:
+        _print_json({"seed": seed, "result": said, "rows": [done.as_json() for done in outcomes]})
+    elif console.is_terminal:
+        console.print(rich_table(outcomes))
+        typer.echo(said)
+    else:
+        typer.echo(f"{text_table(outcomes)}\n\n{said}")
+    if len(outcomes) < len(rows):
+        raise typer.Exit(_fail(EXIT_INCONCLUSIVE, "interrupted"))
+    if write is not None:
+        write_page(write, outcomes)
+    wrong = any(outcome.unexpected for outcome in outcomes)
+    raise typer.Exit(EXIT_FINDING if wrong else EXIT_PROVED)
 
 
 def _width() -> int:

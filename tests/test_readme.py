@@ -38,7 +38,7 @@ def test_every_option_and_command_it_names_exists(tmp_path: Path) -> None:
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 
-COMMANDS = ("list", "explore", "run", "replay", "show")
+COMMANDS = ("list", "explore", "run", "replay", "show", "matrix")
 
 
 def test_every_file_it_links_to_exists() -> None:

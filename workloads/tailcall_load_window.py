@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kernel_model.bpf.attr import BPF_MAP_TYPE_PROG_ARRAY
-from kernel_model.bpf.hooks import bpf_raw_tracepoint_attach, trace, tracepoint
+from kernel_model.bpf.hooks import trace, tracepoint
 from kernel_model.kernel import Kernel
 from kernel_model.linux.task import syscall, task
 from kernel_model.uapi import (
@@ -25,7 +25,7 @@ from kernel_model.uapi import (
 )
 from kernel_model.workload import checked, kernel_workload
 from sim.macros import join, outcome
-from workloads.tailcall_poke import From, load_caller, load_target
+from workloads.tailcall_poke import From, attach_caller, load_caller, load_target
 
 Change = Literal["update", "delete"]
 
@@ -33,8 +33,7 @@ Change = Literal["update", "delete"]
 async def loader(kernel: Kernel, map_fd: int, source: From) -> None:
     """Load the caller, and attach it, unless the array is refused to it."""
     fd = await load_caller(kernel, map_fd, source, "constant")
-    if fd >= 0:
-        checked("link", await bpf_raw_tracepoint_attach(kernel, "sys_enter", fd))
+    await attach_caller(kernel, fd)
     await outcome("loaded" if fd >= 0 else "refused")
 
 

@@ -95,10 +95,10 @@ async def load_caller(kernel: Kernel, map_fd: int, source: From, key: Key) -> in
     return await bpf_load_program(kernel, prog_type, insns, name="caller")
 
 
-async def attach_caller(kernel: Kernel, map_fd: int, source: From, key: Key) -> None:
-    """Load the program that tail-calls, and attach it."""
-    fd = checked("caller", await load_caller(kernel, map_fd, source, key))
-    checked("link", await bpf_raw_tracepoint_attach(kernel, "sys_enter", fd))
+async def attach_caller(kernel: Kernel, fd: int) -> None:
+    """Attach the program that tail-calls, if it could be loaded."""
+    if fd >= 0:
+        checked("link", await bpf_raw_tracepoint_attach(kernel, "sys_enter", fd))
 
 
 async def caller(kernel: Kernel, tp: Tracepoint, runs: int, values: tuple[int, ...]) -> None:
@@ -143,15 +143,16 @@ async def tailcall_poke(
     before, after = tuple(targets[:updates]), tuple(targets[updates:])
     tp = tracepoint(kernel, "sys_enter")
     if loaded:
-        await attach_caller(kernel, map_fd, source, key)
+        fd = checked("caller", await load_caller(kernel, map_fd, source, key))
+        await attach_caller(kernel, fd)
     if installed:
         fd = await load_target(kernel, FIRST)
         checked("install", await bpf_map_update_elem(kernel, map_fd, u32(0), u32(fd)))
         await close(kernel, fd)
     values = (MISSED, FIRST, *range(1, updates + reinstall + 1))
     tasks = [await task(kernel, updater, kernel, map_fd, before, after, name="updater")]
-    if not loaded:
-        await attach_caller(kernel, map_fd, source, key)
+    if not loaded:  # which the array may refuse, while its first user becomes its owner
+        await attach_caller(kernel, await load_caller(kernel, map_fd, source, key))
     tasks += [
         await task(kernel, caller, kernel, tp, runs, values, name=f"caller{i}")
         for i in range(callers)

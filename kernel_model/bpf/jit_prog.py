@@ -4,7 +4,9 @@ The steps between a program that is known to be safe and one that others can see
 order, and what is undone when it ends.
 
 Not modelled: the interpreter; a first pass of the JIT that an extra pass changes; constant
-blinding; `adjust_poke_descs`, which moves the place of a descriptor in the bytecode.
+blinding; the first instruction of a function counted to the one before it as well (a tail call
+there would be tracked twice); `adjust_poke_descs`, which moves the place of a descriptor in the
+bytecode.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from kernel_model.bpf.map import BpfMap
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import EBADF, EINVAL, ENOENT, EPERM
-from kernel_model.linux.file import FMODE_BOTH, File, FileOperations, fput
+from kernel_model.linux.file import FMODE_BOTH, FMODE_READ, FMODE_WRITE, File, FileOperations, fput
 from kernel_model.linux.refcount import (
     atomic64_dec_and_test,
     atomic64_inc,
@@ -24,8 +24,9 @@ from kernel_model.linux.spinlock import spin_lock_bh, spin_lock_irqsave
 from kernel_model.linux.workqueue import Work, schedule_work
 from kernel_model.rcu.tasks_trace import call_rcu_tasks_trace, rcu_trace_implies_rcu_gp
 from kernel_model.rcu.tree import call_rcu
+from sim import ops
 from sim.cells import Cell, Struct, cell
-from sim.macros import READ_ONCE, load, store
+from sim.macros import READ_ONCE, load, rmw, store
 from sim.threads import Thread
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def __bpf_map_inc_not_zero(map: BpfMap) -> bool:
     """A reference of user space to a map that is not on its way out."""
     if not await atomic64_inc_not_zero(map.refcnt):
         return False
-    await atomic64_inc(map.usercnt)
+    await rmw(map.usercnt, "add", 1, "bpf_map_inc_with_uref", ops.ONCE)  # may come back from 0
     return True
 
 
@@ -95,6 +96,11 @@ async def bpf_map_get_fd_by_id(kernel: Kernel, attr: GetIdAttr) -> int:
         return -EINVAL
     if not bpf_capable(kernel):
         return -EPERM
+    if attr.open_flags & BPF_F_RDONLY and attr.open_flags & BPF_F_WRONLY:
+        return -EINVAL
+    f_mode = FMODE_BOTH
+    if attr.open_flags:
+        f_mode = FMODE_READ if attr.open_flags & BPF_F_RDONLY else FMODE_WRITE
     ids = kernel.subsystem(MapIds)
     async with spin_lock_bh(ids.map_idr_lock):
         idr = await load(ids.map_idr)
@@ -102,7 +108,7 @@ async def bpf_map_get_fd_by_id(kernel: Kernel, attr: GetIdAttr) -> int:
         if map is None or not await __bpf_map_inc_not_zero(cast("BpfMap", map)):
             return -ENOENT
     assert isinstance(map, BpfMap)
-    fd = await bpf_map_new_fd(kernel, map, FMODE_BOTH)
+    fd = await bpf_map_new_fd(kernel, map, f_mode)
     if fd < 0:
         await bpf_map_put_with_uref(kernel, map)
     return fd

@@ -18,7 +18,7 @@ from kernel_model.linux.task import might_sleep
 from kernel_model.x86.text import INT3, Site, Text
 from sim import ops
 from sim.cells import Cell, Struct, cell
-from sim.macros import WRITE_ONCE, note, rmw, smp_load_acquire, smp_store_release, store, wait_until
+from sim.macros import WRITE_ONCE, note, rmw, smp_load_acquire, smp_store_release, wait_until
 from sim.ops import Op
 from sim.threads import Thread
 
@@ -62,7 +62,7 @@ async def text_poke_bp(kernel: Kernel, site: Site, new: Text) -> None:
         await write_text(site.mem, new, "text_poke")
         await text_poke_sync(site, new)
         return
-    await store(patching.refs, 1)
+    await WRITE_ONCE(patching.refs, 1)  # a new descriptor for every patch, in C
     await smp_store_release(patching.bp_desc, (site.ip, new))
     await write_text(site.mem, INT3, "text_poke int3")
     await text_poke_sync(site, INT3)

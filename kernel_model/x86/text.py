@@ -112,7 +112,8 @@ class Image(Struct):
             mem = self._put(offset, POKE_SIZE, text, f".{site}")
             views = []
             for cpu in kernel.cpus:
-                views.append(self._put(behind, 8, text, f".{site} seen by CPU {cpu.index}"))
+                seen = f"{self._names[mem.addr]} seen by CPU {cpu.index}"
+                views.append(self._put(behind, 8, text, seen))
                 behind += 8
             self.sites[offset] = Site(self, site, mem, views)
         self.size = behind
@@ -121,8 +122,8 @@ class Image(Struct):
         made = Cell(self, self.addr + offset, size, value)
         if offset:  # at offset 0 is `code`, which stands for what is fetched anywhere
             self._at[offset] = made
-        same = [other for other in self._names.values() if other.partition(" ")[0] == name]
-        self._names[made.addr] = f"{name}[{len(same)}]" if same and "see" not in name else name
+        same = sum(other.partition("[")[0] == name for other in self._names.values())
+        self._names[made.addr] = f"{name}[{same}]" if same else name
         return made
 
     def field_name(self, place: Lvalue[Any]) -> str:

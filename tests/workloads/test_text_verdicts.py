@@ -37,9 +37,9 @@ def kinds(result: Result) -> list[str]:
 
 
 @pytest.mark.parametrize("version", ["5.5", "5.9", "5.10", "6.7", "6.12"])
-@pytest.mark.parametrize("strategy", [RandomWalk(0), Pct(0)])
-def test_poking_is_clean_on_every_kernel(version: str, strategy: Strategy) -> None:
-    result = explore("tailcall_poke", strategy, version, runs="2", reinstall="yes")
+@pytest.mark.parametrize("strategy", [RandomWalk, Pct])
+def test_poking_is_clean_on_every_kernel(version: str, strategy: type[RandomWalk | Pct]) -> None:
+    result = explore("tailcall_poke", strategy(0), version, runs="2", reinstall="yes")
 
     assert kinds(result) == []
     assert result.executions == 300
@@ -170,10 +170,12 @@ def test_a_prog_array_is_cleared_when_its_last_user_is_gone_and_not_before() -> 
 # -- trampolines ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", [RandomWalk(0), Pct(0)])
-def test_fexit_on_a_function_that_sleeps_finds_its_text_from_v5_12_on(strategy: Strategy) -> None:
+@pytest.mark.parametrize("strategy", [RandomWalk, Pct])
+def test_fexit_on_a_function_that_sleeps_finds_its_text_from_v5_12_on(
+    strategy: type[RandomWalk | Pct],
+) -> None:
     """The programs are another matter: see docs/verdicts.md."""
-    result = explore("trampoline_update", strategy, "5.14", kind="fexit", sleeps="yes")
+    result = explore("trampoline_update", strategy(0), "5.14", kind="fexit", sleeps="yes")
 
     assert FRAME not in kinds(result)
     assert EXECUTE not in kinds(result)

@@ -1,0 +1,123 @@
+"""The options of the commands as types (all are environment variables, too); what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.errors import UsageError
+from sim.execution import Strategy
+from sim.run import HOSTS, Host
+from sim.strategies.dfs import Dfs
+from sim.strategies.pct import Pct
+from sim.strategies.random_walk import RandomWalk
+from sim.workload import Program, find
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on standard output.", envvar="RCUSIM_JSON"),
+]
+Name = Annotated[str, typer.Argument(help="Workload: name, file path or dotted module name.")]
+Kernel = Annotated[str, typer.Option(help="Kernel version to model.", envvar="RCUSIM_KERNEL")]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", help="Add a fix (commit id) or mutant.", envvar="RCUSIM_WITH"),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option("--without", help="Leave a fix out.", envvar="RCUSIM_WITHOUT"),
+]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", help="Parameter, as name=value.", envvar="RCUSIM_PARAM"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of random choices.", envvar="RCUSIM_SEED")]
+MaxSteps = Annotated[
+    int,
+    typer.Option(min=1, help="Operations per execution.", envvar="RCUSIM_MAX_STEPS"),
+]
+Out = Annotated[
+    Path, typer.Option(help="Directory that traces are written to.", envvar="RCUSIM_OUT")
+]
+StrategyName = Annotated[
+    str, typer.Option("--strategy", help="random, pct or dfs.", envvar="RCUSIM_STRATEGY")
+]
+MaxExecutions = Annotated[
+    int | None, typer.Option(min=1, help="Budget.", envvar="RCUSIM_MAX_EXECUTIONS")
+]
+MaxDuration = Annotated[
+    float, typer.Option(min=0, help="Budget in seconds.", envvar="RCUSIM_MAX_DURATION")
+]
+Preemptions = Annotated[
+    int | None, typer.Option(min=0, help="Bound (dfs only).", envvar="RCUSIM_PREEMPTIONS")
+]
+Depth = Annotated[
+    int | None, typer.Option(min=1, help="Bug depth, pct only (3).", envvar="RCUSIM_DEPTH")
+]
+HostName = Annotated[str, typer.Option("--host", help="direct or trio.", envvar="RCUSIM_HOST")]
+KeepGoing = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Go on after a finding.", envvar="RCUSIM_KEEP_GOING"),
+]
+MatrixFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="A table (default: that of the package)."),
+]
+Only = Annotated[str, typer.Option(help="Rows of this workload.", envvar="RCUSIM_ONLY")]
+Fast = Annotated[bool, typer.Option("--fast", help="Rows with fast = true.", envvar="RCUSIM_FAST")]
+WritePage = Annotated[
+    Path | None,
+    typer.Option("--write", help="Markdown page to put the table into.", envvar="RCUSIM_WRITE"),
+]
+
+
+# -- what the options stand for ------------------------------------------------------------------
+
+
+def program_for(
+    name: str,
+    kernel: str,
+    with_: list[str] | None,
+    without: list[str] | None,
+    params: list[str] | None,
+) -> Program:
+    """The program that the options describe.  UsageError says what is wrong with them."""
+    given: dict[str, str | int | bool] = {}
+    for text in params or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--param {text}: write it as name=value")
+        given[key] = value
+    return find(name).prepare(given, version=kernel or None, add=with_ or (), remove=without or ())
+
+
+def strategy_for(name: str, seed: int, preemptions: int | None, depth: int | None) -> Strategy:
+    """The strategy of that name; UsageError for options that are not for it."""
+    if depth is not None and name != "pct":
+        raise UsageError(f"--depth is for --strategy pct, not {name}")
+    if preemptions is not None and name != "dfs":
+        raise UsageError(f"--preemptions bounds --strategy dfs, not {name}")
+    if name == "random":
+        return RandomWalk(seed)
+    if name == "pct":
+        return Pct(seed, depth or 3)
+    if name == "dfs":
+        return Dfs(preemptions, distinct=True)
+    raise UsageError(f"--strategy {name}: choose random, pct or dfs")
+
+
+def host_for(name: str) -> Host:
+    """The host of that name.  UsageError lists the known ones."""
+    if name not in HOSTS:
+        raise UsageError(f"--host {name}: choose {' or '.join(HOSTS)}")
+    return HOSTS[name]
+
+
+def choices_for(text: str) -> list[int]:
+    """The numbers in a text such as ``0,1,1``."""
+    try:
+        return [int(item) for item in text.split(",") if item.strip()]
+    except ValueError:
+        raise UsageError(f"--choices {text}: write numbers, as 0,1,1") from None
