@@ -58,10 +58,6 @@ def test_poking_is_clean(version: str, strategy: Seeded) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="a handler of one poke and the start of the next one race on text_patching.refs",
-    strict=False,
-)
 @pytest.mark.parametrize("version", ["5.5", "5.9", "5.10", "6.7", "6.12"])
 @pytest.mark.parametrize(
     "params",
