@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 CORRUPTED: Final = "corrupted-frame"
 UNBOUNDED: Final = "unbounded-loop"
+REWRITTEN: Final = "use-after-free-execute"
 _SHOWN: Final = 12  # changes of a site
 
 
 def text_detectors() -> list[Detector]:
     """The checks of text, new for every execution."""
-    return [CorruptedFrame(), UnboundedTailCalls()]
+    return [CorruptedFrame(), RewrittenText(), UnboundedTailCalls()]
 
 
 @final
@@ -68,6 +69,39 @@ class CorruptedFrame:
                 where = f"{image.name}+{site.ip - image.addr:#x}"
                 details.append(Detail(f"History of {site.name} at {where}:", tuple(lines)))
         return details
+
+
+@final
+class RewrittenText:
+    """A CPU comes back to text that is not what it has entered.
+
+    _written  per place, by address: who wrote it last, and when
+    """
+
+    kinds: frozenset[int] | None = frozenset({ops.REWRITE, ops.NOTE})
+
+    def __init__(self) -> None:
+        self._written: Final[dict[int, list[str]]] = {}
+
+    def observe(self, event: Event) -> Finding | None:
+        """Look at what is rewritten, and at what the machine says."""
+        op = event.op
+        if op.kind == ops.REWRITE:
+            line = f" step {event.step}: {op.name} by {event.thread.name}"
+            self._written.setdefault(op.target.owner.addr, []).append(line)
+            return None
+        if op.name != "rewritten":
+            return None
+        symbol, image = op.operand.what, op.operand.image
+        told = Detail("The text has been rewritten since it was entered; written:",
+                      tuple(self._written.get(image.addr, ())))  # fmt: skip
+        return Finding(
+            REWRITTEN,
+            f"BUG: KASAN: use-after-free-execute in {symbol}",
+            (event.thread.name,),
+            event.step,
+            (told, call_trace(event.thread)),
+        )
 
 
 def site_state(bypass: Text, target: Text) -> str:

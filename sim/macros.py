@@ -59,6 +59,11 @@ def fetch(place: Lvalue[T] | None, addr: int, pc: int) -> Op[T]:
     return Op(ops.FETCH, "fetch", addr, 1, place, pc, ops.ACQUIRE)
 
 
+def rewrite(place: Lvalue[T], value: T, name: str) -> Op[None]:
+    """Put other instructions where nobody is to be executing any more."""
+    return Op(ops.REWRITE, name, place.addr, place.size, place, value, ops.RELEASE)
+
+
 def load_at(addr: int, size: int, order: int = ops.PLAIN) -> Op[int]:
     """A read of `size` bytes at a simulated address; pointers read as addresses."""
     return Op(ops.LOAD, "load", addr, size, None, None, order)

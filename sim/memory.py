@@ -75,6 +75,7 @@ class Memory:
             ops.LOAD: self._load,
             ops.FETCH: self._fetch,
             ops.STORE: self._store,
+            ops.REWRITE: self._store,
             ops.XCHG: self._xchg,
             ops.CMPXCHG: self._cmpxchg,
             ops.RMW: self._rmw,

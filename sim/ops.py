@@ -44,11 +44,12 @@ NOTE: Final = 24  # operand: a remark for detectors and reports; no effect
 QUIESCENT: Final = 25  # engine: every thread has ended
 DEADLOCK: Final = 26  # engine: threads are left and none of them can take a step
 FETCH: Final = 27  # a CPU reads instructions; operand: the program counter; result: what is there
+REWRITE: Final = 28  # target := operand: text that nobody is to be executing any more
 
 KIND_NAMES: Final = (
     "LOAD STORE XCHG CMPXCHG RMW LOCK TRYLOCK UNLOCK FREE WAIT ALLOC CHOOSE FORK JOIN EXIT FENCE"
     " SECTION_BEGIN SECTION_END GP_START GP_END CPU_HOLD CPU_RELEASE CLOCK SLEEP NOTE QUIESCENT"
-    " DEADLOCK FETCH"
+    " DEADLOCK FETCH REWRITE"
 ).split()
 
 # Orders: how an access takes part in synchronisation (not in the search).
@@ -74,7 +75,9 @@ LOCAL: Final = frozenset(
 )
 
 #: Kinds that touch the bytes ``[addr, addr + size)``, and those among them that change them.
-MEMORY: Final = frozenset({LOAD, STORE, XCHG, CMPXCHG, RMW, LOCK, TRYLOCK, UNLOCK, FREE, FETCH})
+MEMORY: Final = frozenset(
+    {LOAD, STORE, XCHG, CMPXCHG, RMW, LOCK, TRYLOCK, UNLOCK, FREE, FETCH, REWRITE}
+)
 WRITING: Final = MEMORY - {LOAD, FETCH}
 
 _CPU: Final = frozenset({CPU_HOLD, CPU_RELEASE})

@@ -73,6 +73,13 @@ GOLDEN = [
         add=("mutant:install-swapped",),
         strategy=lambda: Pct(0),
     ),
+    Golden(
+        "trampoline-fexit-sleep-5.10",
+        "trampoline_fexit_sleep",
+        "5.10",
+        strategy=lambda: Pct(0),
+    ),
+    Golden("trampoline-halfpage-5.5", "trampoline_halfpage", "5.5"),
     Golden("prog-array-cleared-early", "prog_array_clear", "5.10", remove=("c9da161c6517",)),
 ]
 

@@ -26,7 +26,7 @@ from kernel_model.x86.cpu import Corrupted, Jump
 from kernel_model.x86.text import POKE_SIZE, Image
 from sim.cells import Cell, Lvalue, as_int, cell
 from sim.events import Frame
-from sim.macros import READ_ONCE, fetch, load, note
+from sim.macros import READ_ONCE, fetch, load, note, rewrite
 from sim.ops import Op
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ async def _at(run: _Run, position: str) -> None:
     if run.code is None:
         run.code = now
     if now is None or now != run.code:
-        what = f"rewritten text: {position} of {run.image.name} is not what was entered"
-        await note("corrupted", Corrupted(what, run.image))
+        await note("rewritten", Corrupted(run.image.symbol(pc), run.image))
 
 
 class _Run:
@@ -221,6 +220,4 @@ def generated(
 
 def write_half(image: TrampolineImage, half: int, code: TrampolineCode) -> Op[None]:
     """The code goes into a half, by plain stores: nobody is to be there."""
-    from kernel_model.x86.alternative import write_text  # noqa: PLC0415
-
-    return write_text(image.halves[half], code, "arch_prepare_bpf_trampoline")  # type: ignore[arg-type]
+    return rewrite(image.halves[half], code, "arch_prepare_bpf_trampoline")

@@ -93,7 +93,7 @@ class _Place:
 class DataRace:
     """Reports each pair of functions that race on a place, once per execution."""
 
-    kinds: frozenset[int] | None = (ops.MEMORY - {ops.FREE, ops.FETCH}) | {ops.WAIT}
+    kinds: frozenset[int] | None = (ops.MEMORY - {ops.FREE, ops.FETCH, ops.REWRITE}) | {ops.WAIT}
 
     def __init__(self, order: HappensBefore, memory: Memory) -> None:
         self._order: Final = order

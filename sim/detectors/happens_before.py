@@ -95,6 +95,7 @@ class HappensBefore:
         self._bytes: Final[dict[int, Clock]] = {}  # of bytes in regions, by address
         self._flavours: Final[dict[int, _Flavour]] = {}
         self._handlers: Final = {
+            ops.REWRITE: self._store,
             ops.XCHG: self._rmw,
             ops.CMPXCHG: self._rmw,
             ops.RMW: self._rmw,

@@ -64,6 +64,8 @@ class _Access:
 class Lifetime:
     """Reports what memory found wrong with an access, and predicts uses after free.
 
+    Text that is rewritten counts as freed for those who have fetched from it.
+
     predictions  filled as objects are freed: per object and thread the last access
     """
 
@@ -77,6 +79,8 @@ class Lifetime:
         self._memory: Final = memory
         # invariant: by address, the objects that have been allocated and not freed yet
         self._accesses: Final[dict[int, dict[int, _Access]]] = {}
+        # by address of the place, who has fetched from it
+        self._fetches: Final[dict[int, dict[int, _Access]]] = {}
 
     def observe(self, event: Event) -> Finding | None:
         if event.fault is not None:
@@ -87,6 +91,8 @@ class Lifetime:
             self._accesses[event.result.addr] = {}
         elif kind == ops.FREE:
             self._freed(event)
+        elif kind == ops.REWRITE:
+            self._gone(event, op.target.owner, self._fetches.pop(op.target.addr, {}))
         elif kind == ops.WAIT:
             for place in op.operand[1]:
                 self._accessed(event, place.owner)
@@ -102,6 +108,11 @@ class Lifetime:
         accesses = self._accesses.get(owner.addr) if owner is not None else None
         if accesses is None:
             return  # static, and never freed
+        self._access(event, accesses)
+        if event.op.kind == ops.FETCH:
+            self._access(event, self._fetches.setdefault(event.op.target.addr, {}))
+
+    def _access(self, event: Event, accesses: dict[int, _Access]) -> None:
         thread = event.thread
         access = accesses.get(thread.index)
         if access is None:
@@ -113,7 +124,11 @@ class Lifetime:
 
     def _freed(self, event: Event) -> None:
         freed: Struct = event.op.target
-        for index, access in self._accesses.pop(freed.addr, {}).items():
+        self._gone(event, freed, self._accesses.pop(freed.addr, {}))
+
+    def _gone(self, event: Event, freed: Struct, accesses: dict[int, _Access]) -> None:
+        """What was accessed there is there no more."""
+        for index, access in accesses.items():
             if not self._order.ordered(index, access.time, event.thread):
                 self.predictions.append(
                     Prediction(

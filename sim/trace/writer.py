@@ -160,7 +160,7 @@ class TraceWriter:
             values["operand"] = render(op.operand[0])
             if event.result is op.operand[0] or event.result == op.operand[0]:
                 values["wrote"] = render(op.operand[1])
-        elif kind in (ops.STORE, ops.XCHG, ops.RMW):
+        elif kind in (ops.STORE, ops.REWRITE, ops.XCHG, ops.RMW):
             values["wrote"] = render(value_at(op, self._running().memory))
         elif kind == ops.GP_START:
             values["operand"] = render(event.result)

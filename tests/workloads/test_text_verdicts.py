@@ -181,11 +181,62 @@ def test_fexit_on_a_function_that_sleeps_finds_its_text_from_v5_12_on(
     assert EXECUTE not in kinds(result)
 
 
-def test_fexit_on_a_function_that_sleeps_returns_into_other_text_on_v5_10() -> None:
-    result = explore("trampoline_update", Pct(0), executions=1000, kind="fexit", sleeps="yes")
+@pytest.mark.parametrize(
+    ("version", "add", "found"),
+    [
+        ("5.10", (), True),
+        ("5.12", (), False),
+        ("6.12", (), False),
+        ("5.10", ("e21aa341785c",), False),
+    ],
+)
+def test_fexit_on_a_function_that_sleeps_returns_into_other_text_before_v5_12(
+    version: str, add: tuple[str, ...], *, found: bool
+) -> None:
+    result = explore("trampoline_fexit_sleep", Pct(0), version, add)
 
-    assert kinds(result) in ([FRAME], [EXECUTE])
-    assert "bpf_trampoline" in result.findings[0].finding.title
+    assert kinds(result) == [EXECUTE] * found
+    assert all("(orig)" in found.finding.title for found in result.findings)
+
+
+@pytest.mark.parametrize(
+    ("version", "add", "remove", "found"),
+    [
+        ("5.5", (), (), True),
+        ("5.6", (), (), False),
+        ("5.10", (), (), False),
+        ("5.5", ("05d57f1793fb",), (), False),
+        ("5.10", ("mutant:tramp-no-tasks",), (), True),
+        ("5.10", ("mutant:tramp-no-trace",), (), False),  # nobody sleeps
+    ],
+)
+@pytest.mark.parametrize("strategy", [RandomWalk, Pct])
+def test_a_half_is_not_written_under_a_preempted_task_from_v5_6_on(
+    strategy: type[RandomWalk | Pct],
+    version: str,
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    *,
+    found: bool,
+) -> None:
+    result = explore("trampoline_halfpage", strategy(0), version, add, remove)
+
+    assert kinds(result) == [EXECUTE] * found
+
+
+@pytest.mark.parametrize("map_type", ["array", "hash"])
+@pytest.mark.parametrize("strategy", [RandomWalk, Pct])
+def test_a_map_shared_with_a_sleeping_program_outlives_it(
+    strategy: type[RandomWalk | Pct], map_type: str
+) -> None:
+    result = explore("sleepable_vs_nonsleepable", strategy(0), map_type=map_type)
+
+    assert kinds(result) == []
+
+
+def test_a_sleepable_program_may_not_use_a_hash_that_allocates() -> None:
+    with pytest.raises(UsageError, match="only use preallocated hash maps"):
+        explore("sleepable_vs_nonsleepable", RandomWalk(0), map_type="hash_no_prealloc")
 
 
 @pytest.mark.parametrize(
