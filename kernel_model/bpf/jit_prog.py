@@ -165,7 +165,7 @@ async def bpf_prog_select_runtime(
 @kernel_function
 async def bpf_check_tail_call(kernel: Kernel, prog: BpfProg, maps: Maps) -> int:
     """Every prog array of the program takes programs of its kind: 0 or -EINVAL."""
-    from kernel_model.bpf.prog_array import bpf_prog_array_compatible  # noqa: PLC0415
+    from kernel_model.bpf.prog_array import bpf_prog_array_compatible  # noqa: PLC0415  # which loads programs itself
 
     for map in maps:
         if map.map_type == BPF_MAP_TYPE_PROG_ARRAY:

@@ -19,7 +19,14 @@ from kernel_model.bpf.ftrace import (
     unregister_ftrace_direct,
 )
 from kernel_model.bpf.prog_attr import BPF_LSM_MAC, BPF_TRACE_FENTRY, BPF_TRACE_FEXIT
-from kernel_model.bpf.trampoline_image import HALF, TrampolineImage, generated, write_half
+from kernel_model.bpf.trampoline_image import (
+    HALF,
+    TrampolineImage,
+    __bpf_tramp_exit,
+    __bpf_tramp_image_free,
+    generated,
+    write_half,
+)
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import E2BIG, EBUSY, ENOMEM
@@ -29,7 +36,7 @@ from kernel_model.rcu.sync import synchronize_rcu_mult
 from kernel_model.rcu.tasks import call_rcu_tasks, synchronize_rcu_tasks
 from kernel_model.rcu.tasks_trace import call_rcu_tasks_trace
 from sim.cells import Cell, Struct, cell
-from sim.macros import WRITE_ONCE, load, note, rmw, store
+from sim.macros import WRITE_ONCE, load, note, store
 from sim.threads import Thread
 
 if TYPE_CHECKING:
@@ -220,19 +227,6 @@ async def __bpf_tramp_image_put_rcu_tasks(kernel: Kernel, im: TrampolineImage) -
         await __bpf_tramp_exit(kernel, im)  # percpu_ref_kill()
     else:
         await call_rcu_tasks(kernel, __bpf_tramp_image_free, kernel, im)
-
-
-async def __bpf_tramp_enter(im: TrampolineImage) -> None:
-    await rmw(im.pcref, "add", 1, "percpu_ref_get")
-
-
-async def __bpf_tramp_exit(kernel: Kernel, im: TrampolineImage) -> None:
-    if await rmw(im.pcref, "add", -1, "percpu_ref_put") == 1:
-        await call_rcu_tasks(kernel, __bpf_tramp_image_free, kernel, im)
-
-
-async def __bpf_tramp_image_free(kernel: Kernel, im: TrampolineImage) -> None:
-    await kfree(kernel, im, "bpf_jit_free_exec")
 
 
 # -- programs ------------------------------------------------------------------------------------

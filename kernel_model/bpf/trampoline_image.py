@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from kernel_model.bpf.jit_run import Unset
 from kernel_model.fixes import Fix
 from kernel_model.linux.preempt import migrate_disable
+from kernel_model.linux.slab import kfree
 from kernel_model.linux.task import might_fault
+from kernel_model.rcu.tasks import call_rcu_tasks
 from kernel_model.rcu.tasks_trace import rcu_read_lock_trace
 from kernel_model.rcu.tree import rcu_read_lock
 from kernel_model.x86.cpu import Corrupted, Jump
 from kernel_model.x86.text import POKE_SIZE, Image
 from sim.cells import Cell, Lvalue, as_int, cell
 from sim.events import Frame
-from sim.macros import READ_ONCE, fetch, load, note, rewrite
+from sim.macros import READ_ONCE, fetch, load, note, rewrite, rmw
 from sim.ops import Op
 
 if TYPE_CHECKING:
@@ -166,17 +168,26 @@ async def _call_original(run: _Run, m: Machine, saved: tuple[tuple[Any, ...], in
     if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
         m.rax = count
     if counted:
-        from kernel_model.bpf.trampoline import __bpf_tramp_enter  # noqa: PLC0415
-
         await __bpf_tramp_enter(run.image)
     result = await m._call(run.code.func, run.base + 2 * _STEP)
     await _at(run, "orig")
     if counted:
-        from kernel_model.bpf.trampoline import __bpf_tramp_exit  # noqa: PLC0415
-
         await __bpf_tramp_exit(m.kernel, run.image)
         await _at(run, "glue")
     return result
+
+
+async def __bpf_tramp_enter(im: TrampolineImage) -> None:
+    await rmw(im.pcref, "add", 1, "percpu_ref_get")
+
+
+async def __bpf_tramp_exit(kernel: Kernel, im: TrampolineImage) -> None:
+    if await rmw(im.pcref, "add", -1, "percpu_ref_put") == 1:
+        await call_rcu_tasks(kernel, __bpf_tramp_image_free, kernel, im)
+
+
+async def __bpf_tramp_image_free(kernel: Kernel, im: TrampolineImage) -> None:
+    await kfree(kernel, im, "bpf_jit_free_exec")
 
 
 async def _call_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]) -> int:
