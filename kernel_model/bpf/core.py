@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from kernel_model.kernel import Kernel
     from kernel_model.x86.text import Image
 
-MAX_CALL_FRAMES: Final = 8
 MAX_JUMPS_BACK: Final = 1_000_000  # of one run; v5.10 verifies no more steps than that
 
 
@@ -112,7 +111,7 @@ async def _bpf_prog_run(
     return result & 0xFFFF_FFFF
 
 
-bpf_prog_run: Final = _bpf_prog_run
+bpf_prog_run: Final = _bpf_prog_run  # by its other name: no frame in modelled stacks
 
 
 @final

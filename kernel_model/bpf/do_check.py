@@ -19,7 +19,6 @@ from __future__ import annotations
 from typing import Final, final
 
 from kernel_model.bpf.alu import ALU, JMP, U32
-from kernel_model.bpf.core import MAX_CALL_FRAMES
 from kernel_model.bpf.disasm import ALU_STRING
 from kernel_model.bpf.helper_ids import BPF_FUNC
 from kernel_model.bpf.insn import (
@@ -55,6 +54,7 @@ from kernel_model.bpf.insn import (
     Insn,
     signed,
 )
+from kernel_model.bpf.jit_run import MAX_CALL_FRAMES
 from kernel_model.bpf.prog_attr import (
     BPF_COMPLEXITY_LIMIT_INSNS,
     BPF_PROG_TYPE_TRACING,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kernel_model.x86.cpu import Machine
     from kernel_model.x86.text import Site, Text
 
+MAX_CALL_FRAMES: Final = 8
 MAX_TAIL_CALL_CNT: Final = 32
 U32: Final = 0xFFFF_FFFF
 _COUNT: Final = struct.Struct("<I")
@@ -144,8 +145,8 @@ async def _call_bpf(run: BpfRun, callee: int, args: list[Any]) -> int:
         m.rax = m.read(m.rbp - depth - 8)
     outer, m.args, level = m.args, tuple(args), m.level
     m.level += 1
-    if m.level > 8:
-        raise run.error(run.at, "more than 8 nested calls")
+    if m.level > MAX_CALL_FRAMES:
+        raise run.error(run.at, f"more than {MAX_CALL_FRAMES} nested calls")
     target = run.text.images[callee]
     result = await m._call(target.addr, run.image.addr + layout.epilogue)
     m.args, m.level = outer, level

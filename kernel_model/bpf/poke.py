@@ -42,8 +42,8 @@ class BpfJitPokeTab(Struct):
 
     tailcall_target_stable  whether the sites of a descriptor agree with the slot
     tail_call               the slot
-    aux                     of the function that a descriptor's sites are in
-    images                  the image that has them, once there is one
+    owners                  the aux of the function that a descriptor's sites are in
+    images                  the image that has them, once there is one; fixed before it is stable
     """
 
     KIND = "bpf_jit_poke_descriptor"

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 PAGE_SIZE: Final = 4096
 HALF: Final = PAGE_SIZE // 2
-MAX_ARGS: Final = 6
 _U64: Final = (1 << 64) - 1
 _STEP: Final = 16  # bytes of an image between two of its positions here
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 THREAD_SIZE: Final = 1 << 14  # bytes of a kernel stack
 STACKS: Final = 0xFFFF_C900_0000_0000  # where x86-64 has them
+STACK_LEFT: Final = 1024  # bytes: the largest frame of a program, and more
 KERNEL_TEXT: Final = 0xFFFF_FFFF_8100_0000
 _STACKS_MASK: Final = (1 << 45) - 1
 _U64: Final = (1 << 64) - 1
@@ -115,6 +116,8 @@ class Machine:
     async def _call(self, pc: int, return_to: int) -> int:
         """Call the function at `pc`: what it leaves in rax."""
         before = self.saved()
+        if self.rsp - self.low < STACK_LEFT:
+            await note("BUG", "stack guard page was hit")
         self.push(return_to)
         image = await self._execute(pc)
         changed = [

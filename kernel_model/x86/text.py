@@ -31,10 +31,14 @@ REL32: Final = 1 << 31
 
 
 class Text(NamedTuple):
-    """The instruction at a site: `target` is where a jump or call goes."""
+    """The instruction at a site: `target` is where a jump or call goes.
+
+    emulates  of a breakpoint: what its handler does in its place
+    """
 
     op: Kind
     target: int = 0
+    emulates: Kind | None = None
 
     def __str__(self) -> str:
         return f"{self.op} {self.target:#x}" if self.target else self.op
@@ -43,7 +47,7 @@ class Text(NamedTuple):
         """The instruction as objdump prints it."""
         if self.op == "nop":
             return "nopl   0x0(%rax,%rax,1)"
-        return f"{self.op:6} {self.target:#x}" if self.target else self.op
+        return f"{self.op:6} {self.target:#x}" if self.target and not self.emulates else self.op
 
     def encode(self, ip: int) -> bytes:
         """The five bytes at address `ip`; of a breakpoint, the first one and zeros."""
@@ -56,7 +60,6 @@ class Text(NamedTuple):
 
 
 NOP5: Final = Text("nop")
-INT3: Final = Text("int3")
 
 
 @final

@@ -241,3 +241,18 @@ def test_a_thread_that_is_no_task_executes_no_text() -> None:
             machine(kernel)
 
     explore(main, runs=1)
+
+
+def test_calls_without_end_hit_the_guard_page_of_the_stack() -> None:
+    async def main(kernel: Kernel) -> None:
+        async def function(m: Machine) -> None:
+            m.rsp -= 512
+            await m._call(image.addr, image.addr + 1)
+
+        image = image_of(kernel, function)
+        async with syscall(kernel):
+            await machine(kernel)._call_c(image.addr, "here")
+
+    found = explore(main, runs=1)
+
+    assert [kind for kind, _ in found.wrong] == ["kernel-bug"]

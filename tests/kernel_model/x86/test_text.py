@@ -9,7 +9,7 @@ from kernel_model.kernel import Kernel
 from kernel_model.linux.slab import kfree, kzalloc
 from kernel_model.linux.task import syscall
 from kernel_model.x86.alternative import text_poke_sync, write_text
-from kernel_model.x86.text import INT3, NOP5, Image, Text, image_at
+from kernel_model.x86.text import NOP5, Image, Text, image_at
 from sim.macros import outcome
 from sim.memory import Memory
 from sim.strategies.dfs import Dfs
@@ -38,7 +38,7 @@ def image_of(kernel: Kernel) -> Image:
         (Text("jmp", 0x1000), 0x1000, "e9 fb ff ff ff"),
         (Text("call", 0x2005), 0x1000, "e8 00 10 00 00"),
         (Text("call", 0x0FFF), 0x1000, "e8 fa ff ff ff"),
-        (INT3, 0x1000, "cc 00 00 00 00"),
+        (Text("int3", 0x2000, "jmp"), 0x1000, "cc 00 00 00 00"),
     ],
 )
 def test_encoding(text: Text, ip: int, code: str) -> None:
@@ -51,7 +51,7 @@ def test_encoding(text: Text, ip: int, code: str) -> None:
         (NOP5, "nop", "nopl   0x0(%rax,%rax,1)"),
         (Text("jmp", 0x1005), "jmp 0x1005", "jmp    0x1005"),
         (Text("call", 0x1005), "call 0x1005", "call   0x1005"),
-        (INT3, "int3", "int3"),
+        (Text("int3", 0, "nop"), "int3", "int3"),
     ],
 )
 def test_how_instructions_read(text: Text, told: str, disassembled: str) -> None:
