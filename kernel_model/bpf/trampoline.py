@@ -21,10 +21,11 @@ from kernel_model.bpf.ftrace import (
 from kernel_model.bpf.prog_attr import BPF_LSM_MAC, BPF_TRACE_FENTRY, BPF_TRACE_FEXIT
 from kernel_model.bpf.trampoline_image import (
     HALF,
+    Progs,
     TrampolineImage,
     __bpf_tramp_exit,
     __bpf_tramp_image_free,
-    generated,
+    arch_prepare_bpf_trampoline,
     write_half,
 )
 from kernel_model.fixes import Fix
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 BPF_MAX_TRAMP_PROGS: Final = 40
 FENTRY, FEXIT, MODIFY_RETURN = 0, 1, 2
-Progs = tuple["BpfProg", ...]
 
 
 @final
@@ -150,7 +150,9 @@ async def bpf_trampoline_update(kernel: Kernel, tr: BpfTrampoline) -> int:
         await store(tr.selector, 0)
         return error
     await _wait_for_half(kernel)
-    code = generated(tr.func, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT])
+    code = await arch_prepare_bpf_trampoline(
+        tr.func, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT]
+    )
     await write_half(image, new_half, code)
     error = await _switch(kernel, tr, old_addr if selector else 0, image.addr + new_half * HALF)
     if not error:
@@ -192,7 +194,9 @@ async def _update_image(kernel: Kernel, tr: BpfTrampoline, progs: list[Progs]) -
     image = await _alloc_image(kernel, tr)
     if image is None:
         return -ENOMEM
-    code = generated(tr.func, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT])
+    code = await arch_prepare_bpf_trampoline(
+        tr.func, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT]
+    )
     await write_half(image, 0, code)
     error = await _switch(kernel, tr, 0 if old is None else old.addr, image.addr)
     if error:

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
 PAGE_SIZE: Final = 4096
 HALF: Final = PAGE_SIZE // 2
 _U64: Final = (1 << 64) - 1
+Progs = tuple["BpfProg", ...]
 _STEP: Final = 16  # bytes of an image between two of its positions here
+
+
+class ProgCall(NamedTuple):
+    """A call of a program, as it stands in an image: the address, and which wrappers are around."""
+
+    addr: int
+    sleepable: bool
 
 
 class TrampolineCode(NamedTuple):
@@ -50,9 +58,9 @@ class TrampolineCode(NamedTuple):
     """
 
     func: int
-    fentry: tuple[BpfProg, ...]
-    fmod_ret: tuple[BpfProg, ...]
-    fexit: tuple[BpfProg, ...]
+    fentry: tuple[ProgCall, ...]
+    fmod_ret: tuple[ProgCall, ...]
+    fexit: tuple[ProgCall, ...]
 
     @property
     def call_orig(self) -> bool:
@@ -189,9 +197,9 @@ async def __bpf_tramp_image_free(kernel: Kernel, im: TrampolineImage) -> None:
     await kfree(kernel, im, "bpf_jit_free_exec")
 
 
-async def _call_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]) -> int:
+async def _call_prog(run: _Run, m: Machine, prog: ProgCall, args: tuple[Any, ...]) -> int:
     """The enter wrapper, the program, the exit wrapper."""
-    if prog.aux.sleepable:
+    if prog.sleepable:
         async with rcu_read_lock_trace():
             await might_fault()
             result = await _in_prog(run, m, prog, args)
@@ -202,7 +210,7 @@ async def _call_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]
     return result
 
 
-async def _in_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]) -> int:
+async def _in_prog(run: _Run, m: Machine, prog: ProgCall, args: tuple[Any, ...]) -> int:
     await _at(run, "prog")
     outer, rsp, top = m.context, m.rsp, m.top
     values = [int(arg) & _U64 if isinstance(arg, int) else 0 for arg in args]
@@ -210,22 +218,25 @@ async def _in_prog(run: _Run, m: Machine, prog: BpfProg, args: tuple[Any, ...]) 
     start = m.rsp - m.low
     m.stack[start : start + 8 * len(values)] = struct.pack(f"<{len(values)}Q", *values)
     m.context, m.top = (m.rsp, m.rsp + 8 * len(values)), m.rsp - 16
-    entry = await load(prog.bpf_func)
     m.args = (m.rsp, Unset, Unset, Unset, Unset)
-    result = await m._call(as_int(entry), run.base + _STEP)
+    result = await m._call(prog.addr, run.base + _STEP)
     m.rsp, m.context, m.top = rsp, outer, top
     await _at(run, "prog")
     return result & 0xFFFF_FFFF
 
 
-def generated(
-    func: Image,
-    fentry: tuple[BpfProg, ...],
-    fmod_ret: tuple[BpfProg, ...],
-    fexit: tuple[BpfProg, ...],
+async def arch_prepare_bpf_trampoline(
+    func: Image, fentry: Progs, fmod_ret: Progs, fexit: Progs
 ) -> TrampolineCode:
-    """arch_prepare_bpf_trampoline(): the code for a function with these programs."""
-    return TrampolineCode(func.addr + POKE_SIZE, fentry, fmod_ret, fexit)
+    """The code for a function with these programs, whose addresses are put into it."""
+    calls = [await _calls(progs) for progs in (fentry, fmod_ret, fexit)]
+    return TrampolineCode(func.addr + POKE_SIZE, *calls)
+
+
+async def _calls(progs: Progs) -> tuple[ProgCall, ...]:
+    return tuple(
+        [ProgCall(as_int(await load(prog.bpf_func)), prog.aux.sleepable) for prog in progs]
+    )
 
 
 def write_half(image: TrampolineImage, half: int, code: TrampolineCode) -> Op[None]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sim import ops
 from sim.cells import Cell, Struct, cell
-from sim.macros import READ_ONCE, free, join, smp_mb
+from sim.macros import READ_ONCE, WRITE_ONCE, fetch, free, join, rewrite, smp_mb
 from sim.memory import Memory
 from sim.ops import Op, dependent
 from sim.threads import Thread
@@ -163,3 +163,17 @@ def test_dependent_is_symmetric(
 
     assert dependent(first(box), second(box)) is expected
     assert dependent(second(box), first(box)) is expected
+
+
+def test_a_fetch_depends_on_what_changes_the_text_and_not_on_other_fetches() -> None:
+    box = Memory().static(Box)
+    here = fetch(box.x, box.addr, box.addr)
+    elsewhere = fetch(box.x, box.addr + 4096, box.addr + 4096)
+
+    assert not dependent(here, fetch(box.x, box.addr, box.addr))
+    assert not dependent(here, READ_ONCE(box.x))
+    for change in (WRITE_ONCE(box.x, 1), rewrite(box.x, 1, "memcpy"), free(box)):
+        assert dependent(here, change)
+        assert dependent(change, here)
+        assert not dependent(elsewhere, change)
+    assert dependent(rewrite(box.x, 1, "memcpy"), rewrite(box.x, 2, "memcpy"))

@@ -178,7 +178,7 @@ def test_fexit_on_a_function_that_sleeps_finds_its_text_from_v5_12_on(
     result = explore("trampoline_update", strategy(0), "5.14", kind="fexit", sleeps="yes")
 
     assert FRAME not in kinds(result)
-    assert EXECUTE not in kinds(result)
+    assert not [f for f in result.findings if "bpf_trampoline" in f.finding.title]
 
 
 @pytest.mark.parametrize(
@@ -239,17 +239,18 @@ def test_a_sleepable_program_may_not_use_a_hash_that_allocates() -> None:
         explore("sleepable_vs_nonsleepable", RandomWalk(0), map_type="hash_no_prealloc")
 
 
-@pytest.mark.parametrize(
-    ("mutant", "title"),
-    [
-        ("sleepable-call-rcu", "bpf_prog_sleepable"),
-        ("tramp-free-no-gp", "bpf_trampoline"),
-        ("tramp-no-tasks", "bpf_trampoline"),
-    ],
-)
-def test_breaking_a_rule_of_trampolines_is_found(mutant: str, title: str) -> None:
-    mutants = (f"mutant:{mutant}",)
-    result = explore("trampoline_update", Pct(0), add=mutants, executions=1500)
+def positions(add: tuple[str, ...]) -> set[str]:
+    """Where in the trampoline tasks find other text, while one sleeps in a sleepable program."""
+    program = find("trampoline_update").prepare(
+        {"teardown": "no", "plain": "no", "updates": "2"}, add=add
+    )
+    budget = Budget(executions=1500, seconds=300)
+    result = Explorer(program, Pct(0), budget, keep_going=True).explore()
+    return {found.finding.title.rpartition(" ")[2] for found in result.findings}
 
-    assert kinds(result)[0].startswith((UAF, FRAME))
-    assert title in result.findings[0].finding.title
+
+@pytest.mark.slow
+def test_the_trace_grace_period_keeps_a_half_from_who_sleeps_in_its_program() -> None:
+    """v5.10 is not clean itself: who leaves the program is a reader of no flavour ("glue")."""
+    assert positions(()) == {"(glue)"}
+    assert "(prog)" in positions(("mutant:tramp-no-trace",))

@@ -32,7 +32,10 @@ from kernel_model.linux.task import context, syscall, task
 from kernel_model.rcu.tree import call_rcu
 from kernel_model.uapi import close
 from sim.macros import join, note
+from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
+from tests.kernel_model.bpf.maps import explore as maps_explore
+from tests.kernel_model.bpf.maps import together
 from tests.kernel_model.bpf.running import (
     Once,
     explore,
@@ -323,3 +326,36 @@ def test_sleepable_program_is_attached_to_its_function_once() -> None:
         return seen
 
     assert run(main) == [-ENOENT, None, -EINVAL, -EINVAL, 0, -EBUSY, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("add", "found"), [((), False), (("mutant:sleepable-call-rcu",), True)], ids=str
+)
+def test_a_sleepable_program_is_freed_when_nobody_sleeps_in_it(
+    add: tuple[str, ...], *, found: bool
+) -> None:
+    """The bare entry looks the program up inside its section, so only the free can be wrong."""
+    code = f"r1 = r10\nr1 += -8\nr2 = 8\nr3 = {1 << 22}\ncall bpf_copy_from_user\nr0 = 0\nexit"
+
+    async def main(kernel: Kernel) -> None:
+        hook = sleepable_hook(kernel, "bpf_modify_return_test")
+        fd = await load_sleepable(kernel, code, {})
+        async with syscall(kernel):
+            assert await attach_sleepable(kernel, hook, fd) == 0
+
+        async def caller() -> None:
+            async with syscall(kernel):
+                await call_sleepable(kernel, hook, 1)
+
+        async def closer() -> None:
+            async with syscall(kernel):
+                await detach_sleepable(kernel, hook)
+            await close(kernel, fd)
+
+        await together(kernel, caller, closer)
+
+    strategy = Dfs(1, distinct=True)
+    explored = maps_explore(main, strategy=strategy, add=add, stop="use-after-free-execute")
+
+    assert ("use-after-free-execute" in explored.kinds) == found
+    assert found or not explored.wrong
