@@ -18,11 +18,12 @@ from sim.detectors.describe import call_trace
 from sim.events import Detail, Detector, Event, Finding
 
 if TYPE_CHECKING:
-    from kernel_model.x86.text import Image, Text
+    from kernel_model.x86.text import Image, Site, Text
 
 CORRUPTED: Final = "corrupted-frame"
 UNBOUNDED: Final = "unbounded-loop"
 REWRITTEN: Final = "use-after-free-execute"
+_WRITES: Final = ("text_poke int3", "text_poke", "memcpy")
 _SHOWN: Final = 12  # changes of a site
 
 
@@ -47,9 +48,12 @@ class CorruptedFrame:
         """Look at what is written to text, and at what the machine says."""
         op = event.op
         if op.kind == ops.STORE:
-            if op.name in ("text_poke", "memcpy") and op.target.size == POKE_SIZE:
+            if op.name in _WRITES and op.target.size == POKE_SIZE:
+                history = self._history.setdefault(op.addr, [])
+                if history and history[-1].endswith("(text_poke int3)"):
+                    history.pop()  # this patch goes on
                 line = f" step {event.step}: {op.operand} by {event.thread.name} ({op.name})"
-                self._history.setdefault(op.addr, []).append(line)
+                history.append(line)
             return None
         if op.name != "corrupted":
             return None
@@ -62,7 +66,7 @@ class CorruptedFrame:
         details = []
         for name, (bypass, target) in image.pairs().items():
             state = site_state(bypass.mem.value, target.mem.value)
-            details.append(Detail(f"State of {name} now: {state}", ()))
+            details.append(Detail(f"State of {name} now: {state}", _code(image, bypass, target)))
         for site in image.sites.values():
             lines = self._history.get(site.ip, [])[-_SHOWN:]
             if lines:
@@ -102,6 +106,14 @@ class RewrittenText:
             event.step,
             (told, call_trace(event.thread)),
         )
+
+
+def _code(image: Image, bypass: Site, target: Site) -> tuple[str, ...]:
+    """The instructions of a tail call, from before its bypass to behind its target."""
+    lines = image.disassembly().splitlines()
+    starts = [line.partition(":")[0] for line in lines]
+    first, last = starts.index(f"{bypass.ip:x}"), starts.index(f"{target.ip:x}")
+    return tuple(f" {line.expandtabs()}" for line in lines[max(first - 1, 1) : last + 2])
 
 
 def site_state(bypass: Text, target: Text) -> str:

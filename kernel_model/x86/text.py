@@ -138,6 +138,10 @@ class Image(Struct):
         """An address in it as stack traces show it."""
         return f"{self.name}+{pc - self.addr:#x}"
 
+    def disassembly(self) -> str:
+        """The image as objdump shows it; of a plain image nothing is known."""
+        return ""
+
     def pairs(self) -> dict[str, tuple[Site, Site]]:
         """The pairs of sites that belong together, by name; a plain image has none."""
         return {}

@@ -87,6 +87,11 @@ def test_a_corrupted_frame_is_reported_with_the_history_of_the_sites() -> None:
 
     assert finding.title == "BUG: corrupted frame of bpf_prog_caller: wrong registers"
     assert "rbx is" in told[0]
+    state = next(d for d in finding.details if d.heading.startswith("State of tail call 0"))
+    assert [line.rpartition("# ")[2] for line in state.lines if "#" in line] == [
+        "tailcall_bypass",
+        "tailcall_target",
+    ]
     assert any(heading.startswith("History of tailcall_bypass") for heading in told)
     assert any(heading.startswith("History of tailcall_target") for heading in told)
 
