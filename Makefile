@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
+PEERS := .venv-peers
 
-.PHONY: help venv test test-slow check demo golden matrix bench clean
+.PHONY: help venv test test-slow check demo golden matrix bench bench-peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -62,10 +63,22 @@ golden: $(STAMP)  ## record the golden traces and their reports anew
 matrix: $(STAMP)  ## measure docs/matrix.md anew; fails if a row is not as expected
 	$(BIN)/rcusim matrix --write docs/matrix.md
 
-bench: $(STAMP)  ## measure executions/s and steps/s, as ratios to a bare loop
+bench: $(STAMP)  ## time complete searches, beside native tools, and the engine, beside a bare loop
+	$(BIN)/python -m tests.bench_search
 	$(BIN)/python -m tests.bench
 
-clean:  ## remove .venv, caches and .rcusim
-	rm -rf $(VENV) build dist *.egg-info .rcusim
+bench-peers: $(STAMP) $(PEERS)/.installed  ## time complete searches beside other tools for Python
+	$(BIN)/python -m tests.bench_peers
+
+# They never get into .venv. One that cannot be had is missing from the table, which says so, and
+# is asked for again next time.
+$(PEERS)/.installed: tests/peers/requirements.txt
+	@test -x $(PEERS)/bin/python || $(PY) -m venv $(PEERS)
+	@touch $@; for peer in $$(cat $<); do \
+	    $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$peer || \
+	    { rm -f $@; echo "make bench-peers: $$peer cannot be installed" >&2; }; done
+
+clean:  ## remove .venv, .venv-peers, caches and .rcusim
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .rcusim
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
