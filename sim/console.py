@@ -41,6 +41,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "directed": result.directed,
         "cut": result.cut,
         "redundant": result.redundant,
+        "blocked": result.blocked,
         "steps": result.steps,
         "elapsed_s": round(result.elapsed_s, 3),
         "complete": result.complete,
@@ -248,7 +249,7 @@ def intro(program: Program, strategy: str, seed: int, budget: Budget) -> str:
     """What is about to be explored, how, and within which budget."""
     limit = f"{budget.executions:,} executions or " if budget.executions is not None else ""
     machine = machine_line(program) or "no model"
-    seeded = "" if strategy == "dfs" else f", seed {seed}"
+    seeded = "" if strategy in ("dfs", "dpor") else f", seed {seed}"
     return "\n".join(
         [
             f"{program.workload.name} on {machine}: {params_line(program) or 'no parameters'}",

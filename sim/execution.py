@@ -27,7 +27,9 @@ class Strategy(Protocol):
     """Decides every choice of an execution.  One file, one algorithm, one citation.
 
     It must depend on nothing but its arguments, its own state and its seed.  If it has a method
-    `observe` and `kinds`, as a Detector, it sees the events, too.
+    `observe` and `kinds`, as a Detector, it sees the events, too.  If it `asks_always`, it is asked
+    also where only one thread can go on; if it has a method `ended`, that is called at the end,
+    with all threads and whether a fatal finding ended the execution.
     """
 
     def begin(self) -> bool:
@@ -106,6 +108,7 @@ class Execution:
         self._observer: Final = observer
         self._max_steps: Final = max_steps
         self._audit: Final = audit
+        self._asks_always: Final[bool] = getattr(strategy, "asks_always", False)
         self._at_once: Final = frozenset() if every_step else ops.LOCAL
         observers: list[Any] = [strategy] if hasattr(strategy, "observe") else []
         observers += detectors
@@ -148,6 +151,8 @@ class Execution:
             if op.kind == ops.EXIT:
                 continue
             return thread, forked
+        if hasattr(self._strategy, "ended"):
+            self._strategy.ended(self.threads.all, fatal=self.state is STOPPED)
         return None
 
     def resume(self, thread: Thread) -> None:
@@ -201,7 +206,7 @@ class Execution:
         if self._local:
             return self._local.pop()
         enabled = self.enabled()
-        if len(enabled) == 1:
+        if len(enabled) == 1 and not self._asks_always:
             self._last = enabled[0]
             return enabled[0]
         if not enabled:
@@ -211,8 +216,9 @@ class Execution:
         if index < 0:
             self.state = REDUNDANT
             return None
-        self.choices.append(index)
-        self.choice_steps.append(self.step)
+        if len(enabled) > 1:
+            self.choices.append(index)
+            self.choice_steps.append(self.step)
         self._last = enabled[index]
         return enabled[index]
 

@@ -66,6 +66,7 @@ class Result:
 
     executions  run in all; of them: directed at a predicted finding, cut at the step budget,
                 redundant (ended early, for the same had been run before)
+    blocked     executions that a complete search without redundancy has begun in vain
     outcomes    how often each combination of `outcome` values was seen
     findings    those that decide the verdict; races: data races that are legal by design
     predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
@@ -86,6 +87,7 @@ class Result:
     findings: list[Found] = field(default_factory=list)
     races: list[Found] = field(default_factory=list)
     predicted: list[str] = field(default_factory=list)
+    blocked: int = 0
     complete: bool = False
     bound: int | None = None
     stopped: str = ""
@@ -225,6 +227,7 @@ class Explorer:
             result.cut += 1
         elif execution.state is REDUNDANT:
             result.redundant += 1
+            result.blocked = getattr(self._strategy, "blocked", 0)
         elif execution.state is DONE and execution.outcomes:
             result.outcomes[tuple(value for _, value in sorted(execution.outcomes, key=_by))] += 1
         if self._progress is not None:

@@ -11,6 +11,7 @@ from sim.errors import UsageError
 from sim.execution import Strategy
 from sim.run import HOSTS, Host
 from sim.strategies.dfs import Dfs
+from sim.strategies.dpor import Dpor
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
 from sim.workload import Program, find
@@ -42,7 +43,7 @@ Out = Annotated[
     Path, typer.Option(help="Directory that traces are written to.", envvar="RCUSIM_OUT")
 ]
 StrategyName = Annotated[
-    str, typer.Option("--strategy", help="random, pct or dfs.", envvar="RCUSIM_STRATEGY")
+    str, typer.Option("--strategy", help="dpor, random, pct or dfs.", envvar="RCUSIM_STRATEGY")
 ]
 MaxExecutions = Annotated[
     int | None, typer.Option(min=1, help="Budget.", envvar="RCUSIM_MAX_EXECUTIONS")
@@ -99,13 +100,15 @@ def strategy_for(name: str, seed: int, preemptions: int | None, depth: int | Non
         raise UsageError(f"--depth is for --strategy pct, not {name}")
     if preemptions is not None and name != "dfs":
         raise UsageError(f"--preemptions bounds --strategy dfs, not {name}")
+    if name == "dpor":
+        return Dpor()
     if name == "random":
         return RandomWalk(seed)
     if name == "pct":
         return Pct(seed, depth or 3)
     if name == "dfs":
         return Dfs(preemptions, distinct=True)
-    raise UsageError(f"--strategy {name}: choose random, pct or dfs")
+    raise UsageError(f"--strategy {name}: choose dpor, random, pct or dfs")
 
 
 def host_for(name: str) -> Host:

@@ -1,0 +1,135 @@
+"""What a complete search keeps of the steps of an execution: clocks, races, places in memory."""
+
+from __future__ import annotations
+
+from typing import Any, Final, final
+
+from sim import ops
+from sim.ops import Op
+from sim.threads import Cpu
+
+Clock = list[int]  # by dense number of the thread; zeros are missing at the end
+
+
+@final
+class Step:
+    """A visible step, with the local steps behind it.
+
+    key, cpu  of its thread
+    op        the visible operation
+    choices   the values that `choose` gave behind it, each with the number of values
+    number    the dense number of its thread; time: its place among that thread's steps, from 1
+    clock     what happens before it, itself included
+    races     with earlier steps
+    before    what a memory cell held before it wrote there
+    fatal     whether the execution ended at it: then it is dependent with every step
+    undo      how to take it back
+    """
+
+    __slots__ = (
+        "before",
+        "choices",
+        "clock",
+        "cpu",
+        "fatal",
+        "key",
+        "number",
+        "op",
+        "races",
+        "time",
+        "undo",
+    )
+
+    def __init__(self, key: int, cpu: Cpu | None, op: Op[Any], number: int = -1) -> None:
+        self.key: Final = key
+        self.cpu: Final = cpu
+        self.op: Final = op
+        self.number: Final = number
+        self.choices: list[tuple[int, int]] = []
+        self.time = 0
+        self.clock: Clock = []
+        self.races: list[Race] = []
+        self.before: Any = None
+        self.fatal = False
+        self.undo: list[Any] = []
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """What `choose` gave."""
+        return tuple(value for value, _ in self.choices)
+
+    def meets(self, other: Step) -> bool:
+        """Whether this step and `other`, of another thread, may not change places."""
+        return (
+            self.fatal
+            or other.fatal
+            or ops.dependent(
+                self.op, other.op, same_cpu=self.cpu is not None and self.cpu is other.cpu
+            )
+        )
+
+
+@final
+class Race:
+    """A race of step number `first` with `second`.
+
+    settled  whether the other order has been dealt with
+    """
+
+    __slots__ = ("first", "second", "settled")
+
+    def __init__(self, first: int, second: Step) -> None:
+        self.first: Final = first
+        self.second: Final = second
+        self.settled = False
+
+
+@final
+class Spot:
+    """Some bytes (or a CPU, or the clock): the steps that touched them.
+
+    writes    all steps that wrote, in order
+    readers   by thread, the last step that read since the last write
+    overlaps  other spots that share a byte
+    """
+
+    __slots__ = ("addr", "overlaps", "readers", "size", "writes")
+
+    def __init__(self, addr: int, size: int) -> None:
+        self.addr: Final = addr
+        self.size: Final = size
+        self.writes: list[int] = []
+        self.readers: dict[int, int] = {}
+        self.overlaps: list[Spot] = []
+
+
+@final
+class Spots:
+    """All spots by address and size."""
+
+    def __init__(self) -> None:
+        self._spots: Final[dict[tuple[int, int], Spot]] = {}
+        self._in_word: Final[dict[int, list[Spot]]] = {}  # by address // 8
+
+    def at(self, addr: int, size: int) -> Spot:
+        """The spot of these bytes."""
+        spot = self._spots.get((addr, size))
+        if spot is not None:
+            return spot
+        spot = self._spots[addr, size] = Spot(addr, size)
+        for word in range(addr >> 3, (addr + max(size, 1) + 7) >> 3):
+            others = self._in_word.setdefault(word, [])
+            for other in others:
+                apart = other.addr + other.size <= addr or addr + size <= other.addr
+                if not apart and other not in spot.overlaps:
+                    spot.overlaps.append(other)
+                    other.overlaps.append(spot)
+            others.append(spot)
+        return spot
+
+
+def join(into: Clock, other: Clock) -> None:
+    """Make `into` know what `other` knows; `into` is at least as long."""
+    for number, time in enumerate(other):
+        if time > into[number]:  # noqa: PLR1730  # max() would be a call per thread
+            into[number] = time
