@@ -180,6 +180,14 @@ class Fix(Enum):
         "the reference to the old program is dropped before the tail calls are patched",
         since=None,
     )
+    REPLACE_UNLOCKED = Commit(
+        "mutant:replace-unlocked",
+        "the slots of a prog array change, and tail calls are patched, without poke_mutex",
+        since=None,
+    )
+    PROG_FREE_NO_GP = Commit(
+        "mutant:prog-free-no-gp", "a program is freed without a grace period", since=None
+    )
 
     TRAMP_NO_TASKS = Commit(
         "mutant:tramp-no-tasks",

@@ -289,13 +289,17 @@ def find(name: str) -> Workload:
 
 
 def known() -> dict[str, Workload]:
-    """The workloads of the `workloads` package, by name, sorted."""
+    """The workloads of the `workloads` package and of those in it, by name, sorted.
+
+    Raises MisuseError for a name that two files give.
+    """
     package = importlib.import_module(WORKLOADS)
     found: dict[str, Workload] = {}
     for info in pkgutil.walk_packages(package.__path__, f"{WORKLOADS}."):
-        if not info.ispkg:
-            made = _workloads(importlib.import_module(info.name))
-            found |= {w.name: w for w in made}
+        for made in [] if info.ispkg else _workloads(importlib.import_module(info.name)):
+            if made.name in found:
+                raise MisuseError(f"{info.name}: another file has a workload {made.name!r}")
+            found[made.name] = made
     return dict(sorted(found.items()))
 
 

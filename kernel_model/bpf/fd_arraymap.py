@@ -47,7 +47,7 @@ from kernel_model.bpf.map_in_map import (
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
 from kernel_model.linux.errno import E2BIG, EINVAL, ENOENT, ENOTSUPP
-from kernel_model.linux.mutex import mutex
+from kernel_model.linux.mutex import mutex_lock, mutex_unlock
 from kernel_model.linux.slab import kfree
 from kernel_model.rcu.tree import rcu_read_lock, synchronize_rcu
 from sim.macros import load, note, xchg
@@ -115,13 +115,17 @@ async def _replace(kernel: Kernel, array: BpfArray, index: int, new_ptr: Any) ->
     map_poke_run = array.ops.map_poke_run
     if map_poke_run is None:
         return await xchg(array.ptrs[index], new_ptr)
-    async with mutex(array.aux.poke_mutex):
-        old_ptr = await xchg(array.ptrs[index], new_ptr)
-        early = old_ptr is not None and kernel.has(Fix.PUT_BEFORE_POKE)
-        if early:
-            assert array.ops.map_fd_put_ptr is not None
-            await array.ops.map_fd_put_ptr(kernel, array, old_ptr, True)
-        await map_poke_run(kernel, array, index, old_ptr, new_ptr)
+    locked = not kernel.has(Fix.REPLACE_UNLOCKED)
+    if locked:
+        await mutex_lock(array.aux.poke_mutex)
+    old_ptr = await xchg(array.ptrs[index], new_ptr)
+    early = old_ptr is not None and kernel.has(Fix.PUT_BEFORE_POKE)
+    if early:
+        assert array.ops.map_fd_put_ptr is not None
+        await array.ops.map_fd_put_ptr(kernel, array, old_ptr, True)
+    await map_poke_run(kernel, array, index, old_ptr, new_ptr)
+    if locked:
+        await mutex_unlock(array.aux.poke_mutex)
     return None if early else old_ptr
 
 

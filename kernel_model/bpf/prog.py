@@ -189,7 +189,7 @@ async def bpf_prog_put(kernel: Kernel, prog: BpfProg) -> None:
 @kernel_function
 async def __bpf_prog_put_noref(kernel: Kernel, prog: BpfProg, deferred: bool) -> None:
     await bpf_prog_kallsyms_del_all(kernel, prog)
-    if not deferred:
+    if not deferred or kernel.has(Fix.PROG_FREE_NO_GP):
         await __bpf_prog_put_rcu(kernel, prog)
     elif prog.aux.sleepable and not kernel.has(Fix.SLEEPABLE_FREED_BY_RCU):
         await call_rcu_tasks_trace(kernel, __bpf_prog_put_rcu, kernel, prog)

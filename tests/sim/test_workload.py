@@ -85,3 +85,16 @@ def test_two_workloads_in_a_file_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="has 2 workloads"):
         find(str(path))
+
+
+def test_a_name_in_two_packages_is_misuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "workloads" / "benchmarks" / "counter.py").read_text()
+    for package in (tmp_path / "twice", tmp_path / "twice" / "again"):
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "counter.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sim.workload.WORKLOADS", "twice")
+
+    with pytest.raises(MisuseError, match="another file has a workload 'counter'"):
+        known()
