@@ -195,10 +195,12 @@ def test_without_the_fix_it_is_found(
     ("workload", "params", "strategy", "found"),
     [
         (N1, {"entered": "fentry", "tasks_rcu": "yes"}, Pct(1, 4), EXECUTE),
+        (N3, {"second": "none"}, Pct(1), EXECUTE),
+        (N3, {"second": "attached"}, Pct(1), EXECUTE),
         (N4, {"emptied": "yes"}, RandomWalk(0), UAF),
         (N7, {"kept": "no"}, Pct(0), LEAK),
     ],
-    ids=[N1, N4, N7],
+    ids=str,
 )
 def test_without_its_condition_a_control_is_not_silent(
     workload: str, params: dict[str, str], strategy: Strategy, found: str

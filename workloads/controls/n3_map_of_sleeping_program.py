@@ -5,7 +5,8 @@ maps with it.
 Scenario: a task calls a function; the program attached there finds an element, sleeps while it
 copies from user memory, and reads the element. Meanwhile another task closes the map and detaches
 the program, which are the last references from outside. A second program has been loaded for the
-function, and is not attached: it keeps the trampoline.
+function, and keeps the trampoline; it is not attached (second=loaded), or it is (second=attached),
+or there is none (second=none).
 Expect: the program reads the element that it has found.
 """
 
@@ -15,7 +16,7 @@ from typing import Literal
 
 from kernel_model.bpf.asm import assemble
 from kernel_model.bpf.attr import BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH
-from kernel_model.bpf.ftrace import TracedFunction, traced_function
+from kernel_model.bpf.ftrace import traced_function
 from kernel_model.bpf.helpers import UserMemory
 from kernel_model.bpf.hooks import bpf_raw_tracepoint_attach
 from kernel_model.bpf.prog import bpf_load_program
@@ -29,6 +30,7 @@ from workloads.sleepable_vs_nonsleepable import SLEEPING
 from workloads.trampoline_update import FUNCTION, RETURN, busy, caller
 
 MapType = Literal["array", "hash"]
+Second = Literal["loaded", "attached", "none"]
 
 MAPS: dict[MapType, int] = {"array": BPF_MAP_TYPE_ARRAY, "hash": BPF_MAP_TYPE_HASH}
 
@@ -49,6 +51,14 @@ async def load(kernel: Kernel, code: str, flags: int = 0, **maps: int) -> int:
     return checked("program", fd, log)
 
 
+async def load_second(kernel: Kernel, second: Second) -> None:
+    """The other program for the function."""
+    if second != "none":
+        fd = await load(kernel, RETURN)
+        if second == "attached":
+            checked("link", await bpf_raw_tracepoint_attach(kernel, "", fd))
+
+
 async def closer(kernel: Kernel, map_fd: int, link_fd: int) -> None:
     """Close the map, and detach the program."""
     await close(kernel, map_fd)
@@ -57,12 +67,12 @@ async def closer(kernel: Kernel, map_fd: int, link_fd: int) -> None:
 
 @kernel_workload(cpus=2, tasks_rcu=True)
 async def n3_map_of_sleeping_program(
-    kernel: Kernel, *, map_type: MapType = "array", runs: int = 1
+    kernel: Kernel, *, map_type: MapType = "array", second: Second = "loaded", runs: int = 1
 ) -> None:
     map_fd = checked("map", await bpf_create_map(kernel, MAPS[map_type], 4, 4, 1))
     checked("value", await bpf_map_update_elem(kernel, map_fd, u32(0), u32(1)))
-    function: TracedFunction = traced_function(kernel, FUNCTION, busy)
-    await load(kernel, RETURN)
+    function = traced_function(kernel, FUNCTION, busy)
+    await load_second(kernel, second)
     code = SLEEPING.format(addr=UserMemory(kernel, bytes(8)).addr)
     fd = await load(kernel, code, BPF_F_SLEEPABLE, m=map_fd)
     link_fd = checked("link", await bpf_raw_tracepoint_attach(kernel, "", fd))
