@@ -192,19 +192,19 @@ def test_without_the_fix_it_is_found(
 
 
 @pytest.mark.parametrize(
-    ("workload", "params", "strategy", "found"),
+    ("workload", "params", "depth", "found"),
     [
-        (N1, {"entered": "fentry", "tasks_rcu": "yes"}, Pct(1, 4), EXECUTE),
-        (N3, {"second": "none"}, Pct(1), EXECUTE),
-        (N3, {"second": "attached"}, Pct(1), EXECUTE),
-        (N4, {"emptied": "yes"}, RandomWalk(0), UAF),
-        (N7, {"kept": "no"}, Pct(0), LEAK),
+        (N1, {"entered": "fentry", "tasks_rcu": "yes"}, 4, EXECUTE),
+        (N3, {"second": "none"}, 3, EXECUTE),
+        (N3, {"second": "attached"}, 3, EXECUTE),
+        (N4, {"emptied": "yes"}, 3, UAF),
+        (N7, {"kept": "no"}, 3, LEAK),
     ],
     ids=str,
 )
 def test_without_its_condition_a_control_is_not_silent(
-    workload: str, params: dict[str, str], strategy: Strategy, found: str
+    workload: str, params: dict[str, str], depth: int, found: str
 ) -> None:
-    result = explore(workload, strategy, executions=FOUND_WITHIN, params=params)
+    result = explore(workload, Pct(1, depth), executions=FOUND_WITHIN, params=params)
 
     assert kinds(result) == [found]
