@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from sim.choosing import Picks
 from sim.console import (
     EXIT_CODES,
     EXIT_DIVERGED,
@@ -38,7 +39,7 @@ from sim.console import (
     trace_json,
 )
 from sim.errors import InternalError, MisuseError, NondeterminismError, UsageError
-from sim.execution import DEFAULT_MAX_STEPS, Strategy
+from sim.execution import DEFAULT_MAX_STEPS
 from sim.explore import BLAME, Budget, Explorer, Found, Result
 from sim.matrix import read_matrix, search, select
 from sim.matrix_table import (
@@ -207,7 +208,7 @@ def run(
     drive = host_for(host)
     ensure_out(out)
     if choices is None:
-        strategy: Strategy = RandomWalk(seed, first=execution - 1)
+        strategy: Picks = RandomWalk(seed, first=execution - 1)
         header = header_of(program, "random", seed, execution)
     else:
         strategy = Choices(choices_for(choices))

@@ -30,6 +30,10 @@ class Clock:
         """`thread` waits for `deadline` from now on."""
         self.sleepers.add((deadline, thread.key))
 
+    def disarm(self, thread: Thread, deadline: int) -> None:
+        """`thread` does not wait for it after all."""
+        self.sleepers.remove((deadline, thread.key))
+
     def due(self, thread: Thread, deadline: int) -> bool:
         """Whether `thread` may wake next: no sleeper has an earlier deadline."""
         return bool(self.sleepers[0][0] == deadline)

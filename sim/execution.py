@@ -6,48 +6,29 @@ same events from the same choices.
 
 A step that commutes with everything (`ops.LOCAL`) is performed as soon as its thread reaches
 it; the strategy is asked only where two or more threads could go on.
+
+On a memory with a log (`sim.undo`) an execution can go back to any of its visible steps and go on
+from there under other choices.  Memory, detectors and threads are put back; the coroutine of a
+thread whose steps were taken back is made anew when it is next to run, and given the results that
+it had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, final
+from dataclasses import dataclass
+from typing import Any, Final, cast, final
 
 from sim import ops
+from sim.audit import audited, refuse_foreign
+from sim.choosing import Picks, Selects, Strategy
 from sim.errors import MisuseError, RcusimError
 from sim.events import Detector, Event, Finding, Snapshot, Waiting
 from sim.memory import Memory
-from sim.ops import Audit, Op
-from sim.threads import Body, Running, Spawn, Thread, ThreadTable
+from sim.ops import Op
+from sim.threads import Body, Running, Spawn, Thread, ThreadTable, revive
 
 DEFAULT_MAX_STEPS: Final = 20_000
-
-
-class Strategy(Protocol):
-    """Decides every choice of an execution.  One file, one algorithm, one citation.
-
-    It must depend on nothing but its arguments, its own state and its seed.  If it has a method
-    `observe` and `kinds`, as a Detector, it sees the events, too.  If it `asks_always`, it is asked
-    also where only one thread can go on; if it has a method `ended`, that is called at the end,
-    with all threads and whether a fatal finding ended the execution.
-    """
-
-    def begin(self) -> bool:
-        """Prepare the next execution; False when there is none left to explore."""
-        ...
-
-    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
-        """Which thread goes next: an index into `enabled`.
-
-        `enabled` has 2 or more threads, in order of creation; `last` took the step before, and
-        need not be enabled.  An index below 0 ends the execution: whatever could follow is
-        part of another one.
-        """
-        ...
-
-    def choose(self, thread: Thread, n: int) -> int:
-        """The value 0..n-1 that `thread` gets; n is 2 or more."""
-        ...
 
 
 #: How an execution ended.
@@ -59,6 +40,19 @@ REDUNDANT: Final = "redundant"  # the strategy has seen all that could follow
 RUNNING: Final = "running"
 
 Observer = Callable[[Event], None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What to go back to: how long the log and other lists were, the step, who took the last."""
+
+    log: int
+    step: int
+    last: Thread | None
+    findings: int
+    outcomes: int
+    values: int
 
 
 @final
@@ -80,6 +74,8 @@ class Execution:
     findings      what the detectors reported, in order
     outcomes      values of the `outcome` notes, as (thread, value), in order
     state         RUNNING, or how it ended
+    followed      under a strategy that selects, instead of `choices`: keys of the threads that took
+                  the visible steps, and values chosen
     on_start      called when the main thread stands at its first operation, None: nothing is
     """
 
@@ -108,7 +104,10 @@ class Execution:
         self._observer: Final = observer
         self._max_steps: Final = max_steps
         self._audit: Final = audit
-        self._asks_always: Final[bool] = getattr(strategy, "asks_always", False)
+        self._selects: Final = getattr(strategy, "select", None) and cast("Selects", strategy)
+        self._log: Final = memory.log
+        self._marks: Final[list[_Mark]] = []
+        self.followed: Final[tuple[list[int], list[int]]] = ([], [])
         self._at_once: Final = frozenset() if every_step else ops.LOCAL
         observers: list[Any] = [strategy] if hasattr(strategy, "observe") else []
         observers += detectors
@@ -151,8 +150,8 @@ class Execution:
             if op.kind == ops.EXIT:
                 continue
             return thread, forked
-        if hasattr(self._strategy, "ended"):
-            self._strategy.ended(self.threads.all, fatal=self.state is STOPPED)
+        if self._selects is not None:
+            self._selects.ended(self.threads.all, fatal=self.state is STOPPED)
         return None
 
     def resume(self, thread: Thread) -> None:
@@ -160,12 +159,12 @@ class Execution:
 
         Raises MisuseError if it awaits something that is no operation, or drops one.
         """
-        coroutine = thread.coroutine
-        assert coroutine is not None
         Running.thread = thread
         try:
+            coroutine = revive(thread) if thread.stale else thread.coroutine
+            assert coroutine is not None
             if self._audit:
-                op = self._audited(thread, coroutine)
+                op = audited(thread, coroutine)
             else:
                 op = coroutine.send(thread.result)
         except StopIteration as stop:
@@ -174,7 +173,7 @@ class Execution:
         except RcusimError:
             raise
         except (Exception, SystemExit) as error:  # whatever model or workload raises: a finding
-            _refuse_foreign(thread, error)
+            refuse_foreign(thread, error)
             op = Op(ops.EXIT, "crash", thread.key, 0, thread, error)
         finally:
             Running.thread = None
@@ -192,6 +191,16 @@ class Execution:
             if kind == ops.SLEEP:
                 self.memory.clock.arm(thread, op.operand)
 
+    def rewind(self, steps: int) -> None:
+        """Go back to where `steps` visible steps had been taken, at least one ago."""
+        assert self._log is not None
+        mark = self._marks[steps]
+        self._log.rewind(mark.log)
+        self.step, self._last, self.state = mark.step, mark.last, RUNNING
+        del self._marks[steps:], self.findings[mark.findings :], self.outcomes[mark.outcomes :]
+        del self.followed[0][steps:], self.followed[1][mark.values :]
+        self._local.clear()
+
     def close(self) -> None:
         """Abandon what is left of the threads.  Idempotent."""
         self.threads.close()
@@ -205,22 +214,56 @@ class Execution:
             return None
         if self._local:
             return self._local.pop()
+        if self._selects is not None:
+            return self._selected(self._selects)
         enabled = self.enabled()
-        if len(enabled) == 1 and not self._asks_always:
+        if len(enabled) == 1:
             self._last = enabled[0]
             return enabled[0]
         if not enabled:
             self._finish()
             return None
-        index = self._strategy.pick(enabled, self._last)
+        index = cast("Picks", self._strategy).pick(enabled, self._last)
         if index < 0:
             self.state = REDUNDANT
             return None
-        if len(enabled) > 1:
-            self.choices.append(index)
-            self.choice_steps.append(self.step)
+        self.choices.append(index)
+        self.choice_steps.append(self.step)
         self._last = enabled[index]
         return enabled[index]
+
+    def _selected(self, strategy: Selects) -> Thread | None:
+        """The thread that the strategy selects."""
+        thread = strategy.select(self._alive, self.able, self._last)
+        if thread is None:
+            if any(map(self.able, self._alive)):
+                self.state = REDUNDANT
+            else:
+                self._finish()
+            return None
+        keys, values = self.followed
+        if self._log is not None:
+            self._marks.append(
+                _Mark(
+                    len(self._log.entries),
+                    self.step,
+                    self._last,
+                    len(self.findings),
+                    len(self.outcomes),
+                    len(values),
+                )
+            )
+        keys.append(thread.key)
+        self._last = thread
+        return thread
+
+    def able(self, thread: Thread) -> bool:
+        """Whether the pending operation of `thread` can happen now."""
+        op = thread.pending
+        if op is None or (thread.guarded and not self.memory.ready(thread, op)):
+            return False
+        cpu = thread.cpu
+        return cpu is None or cpu.holder is None or cpu.holder is thread or op.kind == ops.SLEEP
 
     def enabled(self) -> list[Thread]:
         """Threads whose pending operation can happen now, in order of creation."""
@@ -249,15 +292,23 @@ class Execution:
         elif kind == ops.FORK:
             thread.result = forked = self.threads.start(op.operand, thread)
             self._alive.append(forked)
+            if self._log is not None:
+                self._log.call(_unfork, self.threads, self._alive, forked)
             memory.fault = None
         else:
             thread.result = memory.apply(thread, op)
             if kind == ops.EXIT:
+                if self._log is not None:
+                    self._log.attribute(thread, "ended")
+                    self._log.items(self._alive)
                 thread.ended = True
                 self._alive.remove(thread)
             elif kind == ops.NOTE and op.name == "outcome":
                 self.outcomes.append((thread.name, op.operand))
         thread.guarded = False
+        if self._log is not None:
+            thread.trail.append((op, thread.result))
+            self._log.call(_take_back, thread, memory, None)
         self._record(Event(self.step, thread, op, thread.result, memory.fault))
         self.step += 1
         return forked
@@ -266,6 +317,8 @@ class Execution:
         if n == 1:
             return 0
         value = self._strategy.choose(thread, n)
+        if self._selects is not None:
+            self.followed[1].append(value)
         self.choices.append(value)
         self.choice_steps.append(self.step)
         return value
@@ -314,29 +367,18 @@ class Execution:
         holder = thread.cpu.holder if thread.cpu is not None else None
         return () if holder is None else (holder,)
 
-    def _audited(self, thread: Thread, coroutine: Body) -> Op[Any]:
-        """Resume as :meth:`resume` does, and refuse operations that were made but dropped."""
-        made: list[Op[Any]] = []
-        Audit.made = made
-        op: Any = None
-        try:
-            op = coroutine.send(thread.result)
-            return op  # type: ignore[no-any-return]  # checked by the caller
-        finally:
-            Audit.made = None
-            for dropped in made:
-                if dropped is not op:
-                    raise MisuseError(
-                        f"thread {thread.name} made the operation {dropped.name} and dropped it: "
-                        f"write `await {dropped.name}(...)`"
-                    )
+
+def _unfork(threads: ThreadTable, alive: list[Thread], forked: Thread) -> None:
+    threads.forget(forked)
+    alive.pop()
 
 
-def _refuse_foreign(thread: Thread, error: BaseException) -> None:
-    """Raise MisuseError for what an event loop's functions raise outside of one."""
-    told = str(error)
-    if "no running event loop" in told or "must be called from async context" in told:
-        raise MisuseError(
-            f"thread {thread.name} awaited a function of an event loop ({told}): await only "
-            "modelled functions inside a modelled thread; `sim.clock.sleep` sleeps"
-        ) from None
+def _take_back(thread: Thread, memory: Memory, _: None) -> None:
+    """The last step of `thread` has not been taken: it is pending."""
+    armed = thread.pending
+    if armed is not None and armed.kind == ops.SLEEP:
+        memory.clock.disarm(thread, armed.operand)
+    op, _result = thread.trail.pop()
+    thread.pending = op
+    thread.guarded = op.kind in ops.BLOCKING
+    thread.stale = True

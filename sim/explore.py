@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
+from sim.choosing import Strategy
 from sim.detectors import Prediction
 from sim.errors import MisuseError, NondeterminismError, UsageError
 from sim.events import Finding
-from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, Execution, Strategy
+from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, Execution
 from sim.hosts import direct
-from sim.run import Fingerprint, Host, Run, fingerprint, run_once
-from sim.strategies.replay import Choices, Hold
+from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
+from sim.strategies.dpor import Dpor
+from sim.strategies.replay import Choices, Follow, Hold
 from sim.workload import Program
 
 Verdict = Literal["proved", "finding", "inconclusive"]
@@ -177,6 +179,11 @@ class Explorer:
         self._host: Final = host
         self._keep_going: Final = keep_going
         self._on_found: Final = on_found
+        self._rewound: Final = (
+            Rewound(program, strategy, budget.steps)
+            if isinstance(strategy, Dpor) and host is direct.run and program.machine.rewinds
+            else None
+        )
         self._progress: Callable[[Result], None] | None = None
         self._seen: Final[set[tuple[str, str, tuple[str, ...]]]] = set()
         self._tried: Final[Counter[tuple[str, str, str]]] = Counter()
@@ -193,11 +200,12 @@ class Explorer:
                 result.complete = getattr(self._strategy, "complete", False)
                 result.stopped = "every choice has been tried"
                 break
-            run = self._run(self._strategy)
+            run = self._next()
             self._count(run.execution)
             if result.executions & (result.executions - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
-                check_repeats(self._program, run.execution.choices, self._budget.steps)
-            self._collect(run.execution, directed=False)
+                choices = self._spelt_out(run).execution.choices
+                check_repeats(self._program, choices, self._budget.steps)
+            self._collect(run, directed=False)
             for prediction in run.predictions:
                 result.stopped = result.stopped or self._over_budget()
                 if not result.stopped:
@@ -212,6 +220,26 @@ class Explorer:
         self._finish()
         return self.result
 
+    def _next(self) -> Run:
+        """The execution that the strategy has begun."""
+        return self._run(self._strategy) if self._rewound is None else self._rewound.next()
+
+    def _spelt_out(self, run: Run) -> Run:
+        """The same execution from its beginning, with all choices that were made.
+
+        Raises NondeterminismError if it is not the same.
+        """
+        if not hasattr(self._strategy, "select"):
+            return run
+        spelt = self._run(Follow(*run.execution.followed))
+        one, other = ([f.key for f in r.execution.findings] for r in (run, spelt))
+        if one != other or run.execution.step != spelt.execution.step:
+            raise NondeterminismError(
+                f"going on from a common beginning gave {run.execution.step} steps and the "
+                f"findings {one}; from the start, {spelt.execution.step} and {other}.  {BLAME}"
+            )
+        return spelt
+
     def _run(self, strategy: Strategy) -> Run:
         return run_once(self._program, strategy, host=self._host, max_steps=self._budget.steps)
 
@@ -220,8 +248,7 @@ class Explorer:
         result.executions += 1
         result.steps += execution.step
         result.remarks = execution.memory.remarks
-        cpus = [thread.cpu.addr for thread in execution.threads.all if thread.cpu is not None]
-        result.shared_cpu |= len(set(cpus)) < len(cpus)
+        result.shared_cpu |= execution.threads.shared_cpu
         result.elapsed_s = time.monotonic() - self._started
         if execution.state is CUT:
             result.cut += 1
@@ -233,12 +260,15 @@ class Explorer:
         if self._progress is not None:
             self._progress(result)
 
-    def _collect(self, execution: Execution, *, directed: bool) -> None:
-        for finding in execution.findings:
+    def _collect(self, run: Run, *, directed: bool) -> None:
+        new = [f for f in run.execution.findings if f.key not in self._seen]
+        choices = self._spelt_out(run).execution.choices if new and not directed else []
+        for finding in new:
             if finding.key in self._seen:
                 continue
             self._seen.add(finding.key)
-            found = Found(finding, self.result.executions, directed, tuple(execution.choices))
+            made = run.execution.choices if directed else choices
+            found = Found(finding, self.result.executions, directed, tuple(made))
             if self._on_found is not None:
                 found.trace = self._on_found(found)
             (self.result.findings if finding.decides else self.result.races).append(found)
@@ -251,7 +281,8 @@ class Explorer:
         if self._tried[key] >= TRIES or key in self._witnessed:
             return
         self._tried[key] += 1
-        strategy = Hold(run.choices_before(prediction.access_step), prediction.access_thread)
+        before = self._spelt_out(run).choices_before(prediction.access_step)
+        strategy = Hold(before, prediction.access_thread)
         strategy.begin()
         directed = self._run(strategy)
         self.result.directed += 1
@@ -260,7 +291,7 @@ class Explorer:
             finding.kind.startswith("use-after-free") for finding in directed.execution.findings
         ):
             self._witnessed.add(key)
-        self._collect(directed.execution, directed=True)
+        self._collect(directed, directed=True)
 
     def _over_budget(self) -> str:
         budget = self._budget
@@ -271,6 +302,8 @@ class Explorer:
         return ""
 
     def _finish(self) -> None:
+        if self._rewound is not None:
+            self._rewound.close()
         result = self.result
         result.elapsed_s = time.monotonic() - self._started
         if not result.complete:

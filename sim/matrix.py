@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from sim.choosing import Strategy
 from sim.errors import MisuseError, UsageError
-from sim.execution import Strategy
 from sim.explore import Budget, Explorer, Result
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk

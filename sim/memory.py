@@ -19,7 +19,8 @@ from sim.events import Fault, Stack
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod
 from sim.stack import unwind
-from sim.threads import ARENA_BITS, TEXT_ARENA_BITS, Cpu, Thread, arena, text_arena
+from sim.threads import ARENA_BITS, TEXT_ARENA_BITS, Cpu, Running, Thread, arena, text_arena
+from sim.undo import Log
 
 S = TypeVar("S", bound=Struct)
 
@@ -54,13 +55,15 @@ class Memory:
     """Objects by address, and the effect of every operation on them.
 
     stacks  whether call stacks are kept for allocations and frees
+    log     where changes are written down that may be taken back, None: none will be
     fault   what was wrong with the operation applied last, None if nothing was
     step    number of the step being applied; set by the execution
     remarks what the machine says about itself before the first step; goes into a trace's header
     """
 
-    def __init__(self, *, stacks: bool = False) -> None:
+    def __init__(self, *, stacks: bool = False, log: Log | None = None) -> None:
         self.stacks = stacks
+        self.log: Final = log
         self.clock = Clock()
         self.fault: Fault | None = None
         self.step = 0
@@ -92,7 +95,7 @@ class Memory:
             ops.CPU_HOLD: self._cpu_hold,
             ops.CPU_RELEASE: self._cpu_release,
             ops.CLOCK: lambda _thread, _op: self.clock.now,
-            ops.SLEEP: lambda thread, op: self.clock.wake(thread, op.operand),
+            ops.SLEEP: self._sleep,
             ops.JOIN: _nothing,
             ops.EXIT: _nothing,
             ops.FENCE: _nothing,
@@ -103,10 +106,19 @@ class Memory:
 
     def static(self, cls: type[S], *args: Any, **kwargs: Any) -> S:
         """Make an object that exists before the first thread runs and is never freed."""
+        thread = Running.thread
+        if self.log is not None and thread is not None:
+            made_before = thread.statics
+            if thread.next_static < len(made_before):  # the thread runs for the second time
+                thread.next_static += 1
+                return cast("S", made_before[thread.next_static - 1])
         nth = self._static_count[cls.KIND] = self._static_count.get(cls.KIND, -1) + 1
         made = self._place(cls, f"{cls.KIND}.{nth}", self._next_static, args, kwargs)
         self._next_static = _after(made)
         self.roots.append(made)
+        if thread is not None:
+            thread.statics.append(made)
+            thread.next_static += 1
         return made
 
     def object_at(self, addr: int) -> Struct | None:
@@ -127,6 +139,8 @@ class Memory:
         made = cls.__new__(cls)
         made.place(label, addr)
         cls.__init__(made, *args, **kwargs)
+        if self.log is not None:
+            self.log.item(self._objects, addr)
         self._objects[addr] = made
         return made
 
@@ -140,6 +154,7 @@ class Memory:
                 "too many siblings) to allocate memory: spawn it higher up"
             )
         label = f"{cls.KIND}#{thread.name}.{thread.allocations}"
+        self._about_to_place(thread)
         made: Struct = self._place(cls, label, thread.next_addr, args, kwargs)
         thread.allocations += 1
         thread.next_addr = _after(made)
@@ -148,6 +163,8 @@ class Memory:
                 f"thread {thread.name} has allocated more than {1 << (ARENA_BITS - 20)} MiB: "
                 "use smaller objects"
             )
+        if self.log is not None:
+            self.log.item(self.allocated, made.addr)
         self.allocated[made.addr] = self._site(thread)
         return made
 
@@ -156,6 +173,7 @@ class Memory:
         start = text_arena(thread)
         addr = thread.next_text or start
         label = f"{cls.KIND}#{thread.name}.{thread.allocations}"
+        self._about_to_place(thread)
         made: Struct = self._place(cls, label, addr, args, kwargs)
         thread.allocations += 1
         thread.next_text = _after(made)
@@ -164,14 +182,24 @@ class Memory:
                 f"thread {thread.name} makes more text than {1 << (TEXT_ARENA_BITS - 10)} KiB, or "
                 "is too deep a descendant of the main thread to have any: load programs higher up"
             )
+        if self.log is not None:
+            self.log.item(self.allocated, made.addr)
         self.allocated[made.addr] = self._site(thread)
         return made
+
+    def _about_to_place(self, thread: Thread) -> None:
+        if self.log is not None:
+            for name in ("allocations", "next_addr", "next_text"):
+                self.log.attribute(thread, name)
 
     def _free(self, thread: Thread, op: Op[Any]) -> None:
         freed: Struct = op.target
         if freed.freed:
             self.fault = Fault("double-free", True, freed.addr, freed.size, freed)
             return
+        if self.log is not None:
+            self.log.attribute(freed, "freed")
+            self.log.item(self.freed, freed.addr)
         freed.freed = True
         self.freed[freed.addr] = self._site(thread)
 
@@ -255,13 +283,14 @@ class Memory:
         if place is None or place.owner.freed:
             place = self._place_of(op)
         if place is not None:
-            place.value = op.operand
+            self._set(place, op.operand)
 
     def _xchg(self, _thread: Thread, op: Op[Any]) -> Any:
         place = self._place_of(op)
         if place is None:
             return 0
-        old, place.value = place.value, op.operand
+        old = place.value
+        self._set(place, op.operand)
         return old
 
     def _cmpxchg(self, _thread: Thread, op: Op[Any]) -> Any:
@@ -271,7 +300,7 @@ class Memory:
         old = place.value
         expected, new = op.operand
         if old is expected or old == expected:
-            place.value = new
+            self._set(place, new)
         return old
 
     def _rmw(self, _thread: Thread, op: Op[Any]) -> Any:
@@ -280,19 +309,19 @@ class Memory:
             return 0
         old = place.value
         function, argument = op.operand
-        place.value = RMW_FUNCTIONS[function](old, argument)
+        self._set(place, RMW_FUNCTIONS[function](old, argument))
         return old
 
     def _lock(self, thread: Thread, op: Op[Any]) -> None:
         place = self._place_of(op)
         if place is not None:
-            place.value = thread
+            self._set(place, thread)
 
     def _trylock(self, thread: Thread, op: Op[Any]) -> bool:
         place = self._place_of(op)
         if place is None or place.value is not None:
             return False
-        place.value = thread
+        self._set(place, thread)
         return True
 
     def _unlock(self, thread: Thread, op: Op[Any]) -> None:
@@ -301,7 +330,12 @@ class Memory:
             return
         if place.value is not thread:
             self.fault = Fault("invalid-unlock", True, op.addr, op.size, place.owner)
-        place.value = None
+        self._set(place, None)
+
+    def _set(self, place: Any, value: Any) -> None:
+        if self.log is not None:
+            self.log.entries.append((_put_value, place, place.value, None))
+        place.value = value
 
     def _wait(self, _thread: Thread, op: Op[Any]) -> tuple[Any, ...]:
         for cell in op.operand[1]:
@@ -312,11 +346,15 @@ class Memory:
     # -- sections, grace periods, CPUs -------------------------------------------------------
 
     def _section_begin(self, _thread: Thread, op: Op[Any]) -> None:
+        if self.log is not None:
+            self.log.item(op.target.open, op.operand)
         op.target.open[op.operand] = None
 
     def _section_end(self, thread: Thread, op: Op[Any]) -> None:
         if op.operand not in op.target.open:
             raise MisuseError(f"{thread.name} ends {op.operand} of {op.target.name}: not open")
+        if self.log is not None:
+            self.log.item(op.target.open, op.operand)
         del op.target.open[op.operand]
 
     def _gp_start(self, _thread: Thread, op: Op[Any]) -> GracePeriod:
@@ -325,17 +363,36 @@ class Memory:
 
     def _cpu_hold(self, thread: Thread, op: Op[Any]) -> None:
         cpu: Cpu = op.target
+        if self.log is not None:
+            self.log.attribute(cpu, "holder")
         cpu.holder = thread
 
     def _cpu_release(self, thread: Thread, op: Op[Any]) -> None:
         cpu: Cpu = op.target
         if cpu.holder is not thread:
             raise MisuseError(f"{thread.name} releases CPU {cpu.index}, which it does not hold")
+        if self.log is not None:
+            self.log.attribute(cpu, "holder")
         cpu.holder = None
+
+    def _sleep(self, thread: Thread, op: Op[Any]) -> int:
+        clock = self.clock
+        if self.log is not None:
+            self.log.attribute(clock, "now")
+            self.log.call(_arm, clock, thread, op.operand)
+        return clock.wake(thread, op.operand)
 
 
 def _nothing(_thread: Thread, _op: Op[Any]) -> None:
     """The operation has no effect beyond having happened."""
+
+
+def _put_value(place: Any, value: Any, _: None) -> None:
+    place.value = value
+
+
+def _arm(clock: Clock, thread: Thread, deadline: int) -> None:
+    clock.arm(thread, deadline)
 
 
 def _after(made: Struct) -> int:

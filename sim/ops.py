@@ -9,7 +9,7 @@ may not change places.  Every hand-off from modelled code to the engine goes thr
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NoReturn, TypeVar, final
 
 from sim.errors import UsedWithoutAwait
 
@@ -87,7 +87,7 @@ _TIME: Final = frozenset({CLOCK, SLEEP})
 class Audit:
     """Operations made while a thread ran, so that a forgotten ``await`` can be named."""
 
-    made: list[Op[Any]] | None = None
+    made: ClassVar[list[Op[Any]] | None] = None
 
 
 @final

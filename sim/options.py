@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sim.choosing import Strategy
 from sim.errors import UsageError
-from sim.execution import Strategy
 from sim.run import HOSTS, Host
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor

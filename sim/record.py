@@ -7,8 +7,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sim.choosing import Picks
 from sim.errors import UsageError
-from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
+from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer
 from sim.hosts import direct
 from sim.run import Host, build
 from sim.trace.format import Header, Trace
@@ -44,7 +45,7 @@ def header_of(program: Program, strategy: str, seed: int | None, execution: int)
 def builder(program: Program, max_steps: int = DEFAULT_MAX_STEPS) -> Build:
     """Makes recorded executions of `program`: with stacks, and with awaits audited."""
 
-    def make(strategy: Strategy, observer: Observer) -> Execution:
+    def make(strategy: Picks, observer: Observer) -> Execution:
         execution, _ = build(
             program, strategy, observer=observer, stacks=True, audit=True, max_steps=max_steps
         )
@@ -55,7 +56,7 @@ def builder(program: Program, max_steps: int = DEFAULT_MAX_STEPS) -> Build:
 
 def record(
     program: Program,
-    strategy: Strategy,
+    strategy: Picks,
     header: Header,
     path: Path,
     *,

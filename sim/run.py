@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from sim import ops
+from sim.choosing import Strategy
 from sim.detectors import Prediction, standard_detectors
 from sim.events import Event
-from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
+from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer
 from sim.hosts import direct, trio_host
 from sim.memory import Memory
+from sim.strategies.dpor import Dpor
+from sim.undo import Log
 from sim.workload import Program
 
 Host = Callable[[Execution], None]
@@ -40,6 +43,7 @@ def build(
     program: Program,
     strategy: Strategy,
     *,
+    log: Log | None = None,
     observer: Observer | None = None,
     stacks: bool = False,
     audit: bool = False,
@@ -47,10 +51,11 @@ def build(
 ) -> tuple[Execution, list[Prediction]]:
     """An execution of `program` that has not begun, and what will be predicted in it.
 
+    log     where changes are written down, for executions that go back
     stacks  keep call stacks of allocations, frees and accesses (for reports; slower)
     audit   refuse operations that are made but not awaited (slower)
     """
-    memory = Memory(stacks=stacks)
+    memory = Memory(stacks=stacks, log=log)
     main = program.main(memory)
     predictions: list[Prediction] = []
     execution = Execution(
@@ -81,6 +86,38 @@ def run_once(
     )
     host(execution)
     return Run(execution, tuple(predictions))
+
+
+@final
+class Rewound:
+    """The executions of a search, each run only from where it leaves the one before."""
+
+    def __init__(self, program: Program, strategy: Dpor, max_steps: int) -> None:
+        self._program: Final = program
+        self._strategy: Final = strategy
+        self._max_steps: Final = max_steps
+        self._execution: Execution | None = None
+        self._predictions: list[Prediction] = []
+        strategy.rewinds = True
+
+    def next(self) -> Run:
+        """The execution that the strategy has begun."""
+        kept = self._strategy.kept
+        if kept and self._execution is not None:
+            self._execution.rewind(kept - 1)  # the start of the main thread counts as a step
+        else:
+            self.close()
+            self._execution, self._predictions = build(
+                self._program, self._strategy, log=Log(), max_steps=self._max_steps
+            )
+            direct.begin(self._execution)
+        direct.go_on(self._execution)
+        return Run(self._execution, tuple(self._predictions))
+
+    def close(self) -> None:
+        """Abandon the threads."""
+        if self._execution is not None:
+            self._execution.close()
 
 
 Fingerprint = tuple[str, str, int, str]

@@ -9,6 +9,7 @@ coroutine that runs code of its own (an interpreter) says what it is by a local 
 
 from __future__ import annotations
 
+from types import CodeType
 from typing import Any
 
 from sim.events import Frame, Stack
@@ -31,12 +32,25 @@ def function_of(thread: Thread, op: Op[Any]) -> str:
     """
     function = ""
     for coroutine in reversed(_awaiting(thread)):
-        frame = _frame_of(coroutine)
-        if frame is not None:
-            function = frame.function
+        code = getattr(coroutine, "cr_code", None)
+        name = _names.get(code, "")
+        if name == "":
+            frame = _frame_of(coroutine)
+            name = frame.function if frame is not None else None
+            if code is not None and not _interprets(code):
+                _names[code] = name
+        if name is not None:
+            function = name
             if function != op.name:
                 break
     return function or thread.name
+
+
+_names: dict[CodeType | None, str | None] = {}  # of code whose name is always the same
+
+
+def _interprets(code: CodeType) -> bool:
+    return "modelled_frame" in code.co_varnames or "modelled_frame" in code.co_cellvars
 
 
 def _awaiting(thread: Thread) -> list[Any]:
@@ -55,7 +69,7 @@ def _frame_of(coroutine: Any) -> Frame | None:
     frame = getattr(coroutine, "cr_frame", None)
     if code is None or frame is None:
         return None
-    if "modelled_frame" in code.co_varnames or "modelled_frame" in code.co_cellvars:
+    if _interprets(code):
         own = frame.f_locals.get("modelled_frame")
         if own is not None:
             found: Frame = own.frame()

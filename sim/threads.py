@@ -8,10 +8,11 @@ every run in which its ancestors do the same, whatever the other threads do.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, final
+from functools import partial
+from typing import Any, ClassVar, Final, final
 
 from sim.cells import Struct
-from sim.errors import MisuseError
+from sim.errors import MisuseError, NondeterminismError
 from sim.ops import FORK, Op
 
 Body = Coroutine[Op[Any], Any, Any]
@@ -65,6 +66,10 @@ class Thread:
     guarded   whether `pending` may have to wait
     result    result of the last operation, handed over at the next resume
     context   what the modelled kernel keeps per thread; opaque to sim
+    function  what the coroutine was made by
+    trail     where steps may be taken back: the operations done, with their results
+    stale     whether steps have been taken back, so that the coroutine has to be made anew
+    statics   static objects that the thread has made; the next one is number `next_static`
     """
 
     __slots__ = (
@@ -74,17 +79,22 @@ class Thread:
         "cpu",
         "ended",
         "forks",
+        "function",
         "guarded",
         "index",
         "key",
         "key_bits",
         "name",
         "next_addr",
+        "next_static",
         "next_text",
         "parent",
         "pending",
         "result",
         "sections",
+        "stale",
+        "statics",
+        "trail",
     )
 
     def __init__(
@@ -106,6 +116,11 @@ class Thread:
         self.sections = 0
         self.next_addr = arena(self)
         self.next_text = 0
+        self.function: Callable[[], Body] | None = None
+        self.statics: list[Struct] = []
+        self.next_static = 0
+        self.trail: list[tuple[Op[Any], Any]] = []
+        self.stale = False
 
     @property
     def addr(self) -> int:
@@ -156,7 +171,7 @@ def text_arena(thread: Thread) -> int:
 class Running:
     """The thread that runs now, for model code between two operations."""
 
-    thread: Thread | None = None
+    thread: ClassVar[Thread | None] = None
 
 
 def current() -> Thread:
@@ -195,6 +210,8 @@ class ThreadTable:
 
     def __init__(self) -> None:
         self.all: list[Thread] = []
+        self.shared_cpu = False  # whether two threads have been bound to one CPU
+        self._cpus: set[int] = set()
         self._by_name: dict[str, Thread] = {}
 
     def start(self, spawn: Spawn, parent: Thread | None) -> Thread:
@@ -208,7 +225,8 @@ class ThreadTable:
         thread = Thread(name, parent, len(self.all), spawn.cpu, spawn.context)
         if parent is not None:
             parent.forks += 1
-        coroutine = spawn.function(*spawn.args)
+        thread.function = partial(spawn.function, *spawn.args)
+        coroutine = thread.function()
         if not hasattr(coroutine, "send"):
             raise MisuseError(
                 f"thread {name!r} is not a coroutine: spawn an `async def` function, "
@@ -216,8 +234,23 @@ class ThreadTable:
             )
         thread.coroutine = coroutine
         self.all.append(thread)
+        if spawn.cpu is not None:
+            self.shared_cpu |= spawn.cpu.addr in self._cpus
+            self._cpus.add(spawn.cpu.addr)
         self._by_name[name] = thread
         return thread
+
+    def forget(self, thread: Thread) -> None:
+        """Undo :meth:`start`, of the thread that was started last."""
+        assert self.all[-1] is thread
+        self.all.pop()
+        del self._by_name[thread.name]
+        if thread.cpu is not None and not self.shared_cpu:
+            self._cpus.remove(thread.cpu.addr)
+        if thread.parent is not None:
+            thread.parent.forks -= 1
+        if thread.coroutine is not None:
+            thread.coroutine.close()
 
     def close(self) -> None:
         """Abandon every coroutine that has not ended; guards do not run their exits."""
@@ -229,3 +262,26 @@ class ThreadTable:
     def named(self, name: str) -> Thread | None:
         """The thread of that name; None if it has not been started (yet)."""
         return self._by_name.get(name)
+
+
+def revive(thread: Thread) -> Body:
+    """The coroutine of a stale thread, made anew and given every result but the last.
+
+    Raises NondeterminismError if it does something else than it did before.
+    """
+    assert thread.function is not None
+    thread.sections = thread.next_static = 0
+    coroutine = thread.function()
+    result: Any = None
+    for op, following in thread.trail:
+        again = coroutine.send(result)
+        if again.__class__ is not Op or again.kind != op.kind or again.addr != op.addr:
+            raise NondeterminismError(
+                f"thread {thread.name} did {op!r}, and then {again!r} after the same results: "
+                "something outside the choices decides (a global, the clock, a list that threads "
+                "share)"
+            )
+        result = following
+    thread.coroutine = coroutine
+    thread.stale = False
+    return coroutine

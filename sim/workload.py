@@ -84,6 +84,11 @@ class Booted(Protocol):
         """Of the model's sources."""
         ...
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether all that changes is in cells, so that executions can go back in it."""
+        ...
+
     def boot(self, memory: Memory) -> Any:
         """Make the machine's static state in `memory`; the workload's first argument."""
         ...
@@ -124,6 +129,7 @@ class BareMachine:
     environment: Mapping[str, str] = {}
     version = ""
     digest = ""
+    rewinds = True
 
     def configure(
         self,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from sim.execution import Strategy
+from sim.choosing import Strategy
 from sim.explore import Budget, Explorer, Result
 from sim.macros import READ_ONCE, WRITE_ONCE
 from sim.memory import Memory

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sim.execution import Strategy
+from sim.choosing import Strategy
 from sim.explore import Budget, Explorer
 from sim.record import header_of, record
 from sim.report.columns import render_columns

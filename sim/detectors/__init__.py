@@ -30,7 +30,7 @@ def standard_detectors(
 
     predictions  a list that is filled with predicted uses after free (None: they are dropped)
     """
-    order = HappensBefore()
+    order = HappensBefore(memory.log)
     return [
         order,
         Lifetime(order, memory, predictions),

@@ -98,9 +98,10 @@ class DataRace:
     def __init__(self, order: HappensBefore, memory: Memory) -> None:
         self._order: Final = order
         self._memory: Final = memory
+        self._log: Final = memory.log
         self._places: Final[dict[int, _Place]] = {}  # by address and size
         self._in_word: Final[dict[int, list[_Place]]] = {}  # by address // 8
-        self._reported: Final[set[tuple[int, str, str]]] = set()
+        self._reported: Final[dict[tuple[int, str, str], None]] = {}
 
     def observe(self, event: Event) -> tuple[Finding, ...] | None:
         if event.fault is not None:
@@ -133,10 +134,13 @@ class DataRace:
         index = thread.index
         time = self._order.time
         mine = place.accesses[kind].get(index)
+        if mine is not None and mine.time == time:
+            return None
+        if self._log is not None:
+            self._log.item(place.accesses[kind], index)
+            mine = None
         if mine is None:
             mine = place.accesses[kind][index] = _Access(place, kind, thread)
-        elif mine.time == time:
-            return None
         mine.time = time
         mine.step = event.step
         mine.op = event.op
@@ -182,9 +186,12 @@ class DataRace:
         label, reason = self._declared(mine)
         for other in racing:
             first, second = sorted((mine.function, other.function))
-            if (mine.place.addr, first, second) in self._reported:
+            key = (mine.place.addr, first, second)
+            if key in self._reported:
                 continue
-            self._reported.add((mine.place.addr, first, second))
+            if self._log is not None:
+                self._log.item(self._reported, key)
+            self._reported[key] = None
             details = [mine.detail(), other.detail(), Detail(f"The place is {label}", ())]
             if reason:
                 details.append(Detail(f"Allowed by design: {reason}", ()))

@@ -24,6 +24,7 @@ from sim.cells import Cell
 from sim.events import Event
 from sim.ops import Op
 from sim.threads import Thread
+from sim.undo import Log
 
 Clock = list[int]  # by Thread.index; a shorter one has zeros behind its end
 
@@ -86,7 +87,8 @@ class HappensBefore:
         ops.SLEEP,
     }
 
-    def __init__(self) -> None:
+    def __init__(self, log: Log | None = None) -> None:
+        self._log: Final = log
         self.clocks: Final[list[Clock]] = [[1]]
         self.time = 1
         self._read: Final[list[Clock | None]] = [None]  # by relaxed reads since the start
@@ -152,12 +154,17 @@ class HappensBefore:
         """The bytes that `op` writes carry `message` from now on."""
         addr = op.addr
         is_cell = op.target.__class__ is Cell
+        if self._log is not None and (message is not None or addr in self._messages):
+            self._log.item(self._messages, addr)
         if message is not None and (is_cell or op.target is None):
             self._messages[addr] = message
         else:
             self._messages.pop(addr, None)
         if is_cell:
             return
+        if self._log is not None and (message is not None or self._bytes):
+            for byte in range(addr, addr + op.size):
+                self._log.item(self._bytes, byte)
         if message is not None:
             for byte in range(addr, addr + op.size):
                 self._bytes[byte] = message
@@ -170,13 +177,22 @@ class HappensBefore:
         if message is None:
             return
         if order in _ACQUIRES:
-            join(self.clocks[index], message)
+            join(self._changing(self.clocks, index), message)
         elif order != ops.PLAIN:
+            if self._log is not None:
+                self._log.items(self._read)
             self._read[index] = joined(self._read[index], message)
+
+    def _changing(self, clocks: list[Clock], index: int) -> Clock:
+        """One of `clocks` that is about to change."""
+        clock = clocks[index]
+        if self._log is not None:
+            self._log.items(clock)
+        return clock
 
     def _release(self, index: int) -> Clock:
         """What thread `index` knows, published; what it does from now on is not in it."""
-        clock = self.clocks[index]
+        clock = self._changing(self.clocks, index)
         published = clock[:]
         clock[index] += 1
         return published
@@ -218,25 +234,32 @@ class HappensBefore:
         assert born.index == len(self.clocks)
         for clock in self.clocks:
             clock.append(0)
-        self.clocks.append(self._release(index))
-        self.clocks[born.index][born.index] = 1
+        known = self._release(index)
+        known[born.index] = 1
+        self.clocks.append(known)
         self._read.append(None)
         self._fence.append(None)
+        if self._log is not None:
+            self._log.call(_unfork, self.clocks, self._read, self._fence)
 
     def _join(self, index: int, event: Event) -> None:
-        join(self.clocks[index], self.clocks[event.op.target.index])
+        join(self._changing(self.clocks, index), self.clocks[event.op.target.index])
 
     def _fence_step(self, index: int, event: Event) -> None:
         order = event.op.order
         if order in _ACQUIRES:
-            join(self.clocks[index], self._read[index])
+            join(self._changing(self.clocks, index), self._read[index])
         if order in _RELEASES:
+            if self._log is not None:
+                self._log.items(self._fence)
             self._fence[index] = self._release(index)
 
     def _cpu_hold(self, index: int, event: Event) -> None:
-        join(self.clocks[index], self._messages.get(event.op.addr))
+        join(self._changing(self.clocks, index), self._messages.get(event.op.addr))
 
     def _cpu_release(self, index: int, event: Event) -> None:
+        if self._log is not None:
+            self._log.item(self._messages, event.op.addr)
         self._messages[event.op.addr] = self._release(index)
 
     # -- the grace-period law --------------------------------------------------------------------
@@ -250,15 +273,21 @@ class HappensBefore:
     def _section_begin(self, index: int, event: Event) -> None:
         flavour = self._flavours.get(event.op.addr)
         if flavour is not None and event.op.target.readers:
-            join(self.clocks[index], flavour.starts)
+            join(self._changing(self.clocks, index), flavour.starts)
 
     def _section_end(self, index: int, event: Event) -> None:
         flavour = self._flavour(event)
+        if self._log is not None:
+            self._log.item(flavour.ended, event.op.operand)
+            self._log.item(flavour.ends, index)
         flavour.ended[event.op.operand] = flavour.ends[index] = self._release(index)
 
     def _gp_start(self, index: int, event: Event) -> None:
         flavour = self._flavour(event)
         published = self._release(index)
+        if self._log is not None:
+            self._log.attribute(flavour, "starts")
+            self._log.item(flavour.grace, event.result)
         flavour.starts = joined(flavour.starts, published)
         known = published[:]
         for end in flavour.ends.values():
@@ -267,10 +296,19 @@ class HappensBefore:
 
     def _gp_end(self, index: int, event: Event) -> None:
         flavour = self._flavour(event)
-        clock = self.clocks[index]
+        clock = self._changing(self.clocks, index)
         join(clock, flavour.grace.get(event.op.operand))
         for section in event.op.operand.waits_for:
             join(clock, flavour.ended.get(section))
+
+
+def _unfork(*grown: list[Any]) -> None:
+    """Forget the last thread; no clock knows a step of it any more."""
+    clocks = grown[0]
+    for one in grown:
+        one.pop()
+    for clock in clocks:
+        clock.pop()
 
 
 def wrote(event: Event) -> bool:

@@ -77,6 +77,7 @@ class Lifetime:
         self.predictions: Final[list[Prediction]] = [] if predictions is None else predictions
         self._order: Final = order
         self._memory: Final = memory
+        self._log: Final = memory.log
         # invariant: by address, the objects that have been allocated and not freed yet
         self._accesses: Final[dict[int, dict[int, _Access]]] = {}
         # by address of the place, who has fetched from it
@@ -88,10 +89,14 @@ class Lifetime:
         op = event.op
         kind = op.kind
         if kind == ops.ALLOC:
+            if self._log is not None:
+                self._log.item(self._accesses, event.result.addr)
             self._accesses[event.result.addr] = {}
         elif kind == ops.FREE:
             self._freed(event)
         elif kind == ops.REWRITE:
+            if self._log is not None:
+                self._log.item(self._fetches, op.target.addr)
             self._gone(event, op.target.owner, self._fetches.pop(op.target.addr, {}))
         elif kind == ops.WAIT:
             for place in op.operand[1]:
@@ -110,11 +115,17 @@ class Lifetime:
             return  # static, and never freed
         self._access(event, accesses)
         if event.op.kind == ops.FETCH:
-            self._access(event, self._fetches.setdefault(event.op.target.addr, {}))
+            addr = event.op.target.addr
+            if self._log is not None and addr not in self._fetches:
+                self._log.item(self._fetches, addr)
+            self._access(event, self._fetches.setdefault(addr, {}))
 
     def _access(self, event: Event, accesses: dict[int, _Access]) -> None:
         thread = event.thread
         access = accesses.get(thread.index)
+        if self._log is not None:
+            self._log.item(accesses, thread.index)
+            access = None
         if access is None:
             access = accesses[thread.index] = _Access(thread.name)
         access.time = self._order.time
@@ -124,6 +135,8 @@ class Lifetime:
 
     def _freed(self, event: Event) -> None:
         freed: Struct = event.op.target
+        if self._log is not None:
+            self._log.item(self._accesses, freed.addr)
         self._gone(event, freed, self._accesses.pop(freed.addr, {}))
 
     def _gone(self, event: Event, freed: Struct, accesses: dict[int, _Access]) -> None:
@@ -141,6 +154,8 @@ class Lifetime:
                         event.thread.name,
                     )
                 )
+                if self._log is not None:
+                    self._log.grown(self.predictions)
 
     # -- findings ------------------------------------------------------------------------------
 

@@ -46,26 +46,35 @@ class Livelock:
 
     def __init__(self, memory: Memory, limit: int = LIMIT) -> None:
         self._memory: Final = memory
+        self._log: Final = memory.log
         self._limit: Final = limit
         self._changed = 0  # the step of the last change
         self._threads: list[Thread] = []
-        self._spun: Final[dict[Thread, int]] = {}  # steps since `limit` steps after the change
+        self._spun: dict[Thread, int] = {}  # steps since `limit` steps after the change
         self._reported = False
 
     def observe(self, event: Event) -> Finding | None:
         kind = event.op.kind
         if kind in _FRUITLESS or (kind in _CONDITIONAL and not wrote(event)):
             return self._spinning(event) if event.step - self._changed > self._limit else None
+        log = self._log
+        if log is not None:
+            log.attribute(self, "_changed")
         self._changed = event.step
         if self._spun:
-            self._spun.clear()
+            if log is not None:
+                log.attribute(self, "_spun")
+            self._spun = {}
         if kind == ops.FORK:
-            self._threads = self._threads or [event.thread]  # the first to fork is main
-            self._threads.append(event.result)
+            if log is not None:
+                log.attribute(self, "_threads")
+            self._threads = [*(self._threads or [event.thread]), event.result]
         return None
 
     def _spinning(self, event: Event) -> Finding | None:
         thread = event.thread
+        if self._log is not None:
+            self._log.item(self._spun, thread)
         steps = self._spun[thread] = self._spun.get(thread, 0) + 1
         if steps % self._limit or self._reported:
             return None
@@ -73,6 +82,8 @@ class Livelock:
         able = [t for t in threads if t is thread or self._able(t)]
         if any(self._spun.get(t, 0) < self._limit for t in able):
             return None
+        if self._log is not None:
+            self._log.attribute(self, "_reported")
         self._reported = True
         names = tuple(sorted(t.name for t in able))
         return Finding(

@@ -7,15 +7,25 @@ from sim.execution import Execution
 
 def run(execution: Execution) -> None:
     """Run `execution` to its end.  Raises what `Execution.resume` raises."""
-    resume = execution.resume
-    advance = execution.advance
     try:
-        resume(execution.boot())
-        execution.start()
-        while (step := advance()) is not None:
-            thread, forked = step
-            if forked is not None:
-                resume(forked)
-            resume(thread)
+        begin(execution)
+        go_on(execution)
     finally:
         execution.close()
+
+
+def begin(execution: Execution) -> None:
+    """Bring `execution` to where its main thread stands at its first operation."""
+    execution.resume(execution.boot())
+    execution.start()
+
+
+def go_on(execution: Execution) -> None:
+    """Run `execution` from where it stands to its end; it is not closed."""
+    resume = execution.resume
+    advance = execution.advance
+    while (step := advance()) is not None:
+        thread, forked = step
+        if forked is not None:
+            resume(forked)
+        resume(thread)

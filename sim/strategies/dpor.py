@@ -17,7 +17,7 @@ stand before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from sim import ops
@@ -27,7 +27,6 @@ from sim.strategies.races import History
 from sim.strategies.steps import Step
 from sim.threads import Thread
 
-BLOCKED: Final = -1  # instead of a thread: whatever could follow has been explored
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
 _NO_VALUES: Final[tuple[int, ...]] = ()
 
@@ -65,19 +64,26 @@ class Dpor:
 
     complete  whether every class has been executed
     blocked   executions that were begun in vain (there are none)
+    kept      how many steps the next execution has in common with the one before, the start of
+              the main thread included; 0: it begins anew
+    rewinds   whether whoever runs the executions goes back to those steps, and does not run them
+              again
     """
 
     kinds = None  # sees every event
-    asks_always = True  # also where only one thread can go on
 
     def __init__(self) -> None:
         self.complete = False
         self.blocked = 0
-        self._history = History()
-        self._places: list[_Place] = []
-        self._kept = 0  # steps at the beginning that are those of the execution before
+        self.kept = 0
+        self.rewinds = False
+        self._history: Final = History()
+        self._places: Final[list[_Place]] = []
+        # Orders that were asleep, to be tried again with other steps behind: the number of the
+        # step with which each came up, the step before which it has to happen, and what.
+        self._open: list[tuple[int, int, Branch]] = []
         self._at = 0  # steps taken in this execution
-        self._values: tuple[int, ...] = _NO_VALUES  # given to the step that is being taken
+        self._values = _NO_VALUES  # given to the step that is being taken
         self._chosen = 0
         self._begun = False
         self._over = False  # whether nobody could take another step
@@ -93,20 +99,23 @@ class Dpor:
                 return False
         self._begun = True
         self._over = self._stuck = False
-        self._at = 1
-        if not self._kept:
-            if not self._places:
-                self._places.append(_Place([], []))
-            boot = self._history.boot()
-            place = self._places[0]
-            if not place.tree:
-                place.tree.append(Branch(boot, _NO_VALUES))
-            self._places.append(_Place([], place.tree[0].children))
-            self._values = place.tree[0].values
-        else:
-            self._values = self._history.steps[0].values
         self._chosen = 0
+        self._at = self.kept if self.rewinds and self.kept else 1
+        if self.kept:
+            self._values = self._history.steps[0].values
+        else:
+            self._boot()
         return True
+
+    def _boot(self) -> None:
+        if not self._places:
+            self._places.append(_Place([], []))
+        boot = self._history.boot()
+        tree = self._places[0].tree
+        if not tree:
+            tree.append(Branch(boot, _NO_VALUES))
+        self._places.append(_Place([], tree[0].children))
+        self._values = tree[0].values
 
     def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
         """The execution that was begun is over; `fatal`: a finding ended it."""
@@ -114,118 +123,132 @@ class Dpor:
 
     def _backtrack(self) -> bool:
         """Go back to the last place from which something is left to do."""
-        history, places = self._history, self._places
-        while history.steps:
-            del places[len(history.steps) :]
+        steps, places = self._history.steps, self._places
+        while steps:
+            del places[len(steps) :]
             place = places[-1]
-            place.sleeping.append(history.pop())
+            place.sleeping.append(self._history.pop())
             del place.tree[0]
             if place.tree:
-                self._kept = len(history.steps)
+                self.kept = len(steps)
+                self._open = [entry for entry in self._open if entry[0] < self.kept]
                 return True
         return False
 
     def _reverse_races(self) -> None:
         """Put the other order of every race into a wakeup tree."""
-        history = self._history
-        for step in history.steps:
-            for race in step.races:
-                if not race.settled:
-                    race.settled = self._insert(race.first, Branch(step, _NO_VALUES))
-        for race in history.pending_races():
-            self._insert(race.first, Branch(race.second, _NO_VALUES))
-        for index, step in enumerate(history.steps):
+        steps = self._history.steps
+        self._open = [entry for entry in self._open if not self._insert(entry[1], entry[2])]
+        for index in range(self.kept, len(steps)):
+            step = steps[index]
+            for first in step.races:
+                self._reverse(index, first, Branch(step, _NO_VALUES))
             for nth, (value, n) in enumerate(step.choices):
                 for other in range(value + 1, n):
-                    self._insert(index, Branch(step, (*step.values[:nth], other)))
+                    self._reverse(index, index, Branch(step, (*step.values[:nth], other)))
+        for first, step in self._history.pending_races():
+            self._insert(first, Branch(step, _NO_VALUES))
+
+    def _reverse(self, index: int, first: int, last: Branch) -> None:
+        if not self._insert(first, last):
+            self._open.append((index, first, last))
 
     def _insert(self, index: int, last: Branch) -> bool:
         """See to it that `last` is taken before step `index`; False if that is asleep."""
-        sequence = [Branch(step, step.values) for step in self._history.after(index)]
-        sequence.append(last)
+        sequence = self._history.after(index)
         place = self._places[index]
         for asleep in place.sleeping:
-            if _initial(asleep, asleep.values, sequence) is not None:
+            if _initial(asleep, asleep.values, sequence, last) is not None:
                 return False
         tree = place.tree
-        while True:
+        following = True
+        while following:
+            following = False
             for branch in tree:
-                found = _initial(branch.step, branch.values, sequence)
-                if found is not None:
-                    if not branch.children:
-                        return True  # a leaf: all that can follow will be explored
-                    if found >= 0:
-                        sequence = sequence[:found] + sequence[found + 1 :]
-                    tree = branch.children
-                    break
-            else:
+                found = _initial(branch.step, branch.values, sequence, last)
+                if found is None:
+                    continue
+                if not branch.children or found == len(sequence):
+                    return True  # all that can follow will be explored
+                if found >= 0:
+                    del sequence[found]
+                tree = branch.children
+                following = True
                 break
-        for branch in sequence:
+        for step in sequence:
+            branch = Branch(step, step.values)
             tree.append(branch)
             tree = branch.children
+        tree.append(last)
         return True
 
     # -- one execution -------------------------------------------------------------------------
 
-    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
+    def select(
+        self, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
+    ) -> Thread | None:
+        """Which thread goes on."""
         at = self._at
-        if at < self._kept:
-            step = self._history.steps[at]
-            index = _index(enabled, step.key)
-            self._values = step.values
-        else:
-            index = self._new(enabled, last)
-            if index == BLOCKED:
-                return BLOCKED
         self._chosen = 0
-        return index
-
-    def _new(self, enabled: Sequence[Thread], last: Thread | None) -> int:
-        """Which thread goes on where no execution has been before."""
+        if at < self.kept:
+            step = self._history.steps[at]
+            self._values = step.values
+            return _thread(step.key, alive, able)
         places = self._places
-        if len(places) == self._at:
-            places.append(_Place([], []))
-        place = places[self._at]
+        place = places[at]
         if place.tree:
             branch = place.tree[0]
             self._values = branch.values
-            index = _index(enabled, branch.step.key)
+            thread: Thread | None = _thread(branch.step.key, alive, able)
         else:
             self._values = _NO_VALUES
-            asleep = {step.key for step in place.sleeping}
-            index = enabled.index(last) if last is not None and last in enabled else 0
-            if enabled[index].key in asleep:
-                awake = [i for i, thread in enumerate(enabled) if thread.key not in asleep]
-                if not awake:
-                    self.blocked += 1
-                    return BLOCKED
-                index = awake[0]
-        self._history.about(enabled[index], enabled)
-        return index
+            thread = self._any(place, alive, able, last)
+        if thread is not None:
+            self._history.about(thread)
+        return thread
+
+    def _any(
+        self,
+        place: _Place,
+        alive: Sequence[Thread],
+        able: Callable[[Thread], bool],
+        last: Thread | None,
+    ) -> Thread | None:
+        """The last thread, if it can go on and is not asleep; else the first such thread."""
+        asleep = [step.key for step in place.sleeping]
+        if last is not None and last.key not in asleep and able(last):
+            return last
+        for thread in alive:
+            if thread.key not in asleep and able(thread):
+                return thread
+        self.blocked += any(map(able, alive))
+        return None
 
     def choose(self, thread: Thread, n: int) -> int:
+        """The value that was given before, or is to be tried; 0."""
         del thread
         nth = self._chosen
         self._chosen += 1
         value = self._values[nth] if nth < len(self._values) else 0
         if value >= n:
             raise NondeterminismError(f"a choice had more than {value} values and now has {n}")
-        if self._at > self._kept:
+        if self._at > self.kept:
             self._places[self._at - 1].tree[0].values = self._history.chose(value, n)
         return value
 
     def observe(self, event: Event) -> None:
         """A step has been taken."""
-        if event.op.kind not in ops.LOCAL:
+        kind = event.op.kind
+        if kind not in ops.LOCAL:
             self._at += 1
-            if self._at > self._kept:
+            if self._at > self.kept:
                 self._taken(event)
             else:
                 self._history.seen(event, self._at - 1)
-        elif event.op.kind in _ENDS:
+        elif kind in _ENDS:
             self._over = True
-            self._stuck = event.op.kind == ops.DEADLOCK
-        elif self._at > self._kept:
+            self._stuck = kind == ops.DEADLOCK
+        elif self._at > self.kept:
             self._history.local(event)
 
     def _taken(self, event: Event) -> None:
@@ -233,33 +256,40 @@ class Dpor:
         place = self._places[self._at - 1]
         if not place.tree:
             place.tree.append(Branch(step, _NO_VALUES))
-        following = place.tree[0].children
         asleep = [
             other for other in place.sleeping if other.key != step.key and not other.meets(step)
         ]
-        self._places.append(_Place(asleep, following))
+        self._places.append(_Place(asleep, place.tree[0].children))
 
 
-def _index(enabled: Sequence[Thread], key: int) -> int:
-    for index, thread in enumerate(enabled):
-        if thread.key == key:
-            return index
+def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:
+    for thread in alive:
+        if thread.key == key and able(thread):
+            return thread
     raise NondeterminismError(
         "a thread that could go on after the same steps before cannot now: something outside the "
         "choices decides (set iteration, a global, the clock, state kept between executions)"
     )
 
 
-def _initial(step: Step, values: tuple[int, ...], sequence: Sequence[Branch]) -> int | None:
-    """Whether `step` can come first in `sequence`: where it is there, -1 if it is not there.
+def _initial(
+    step: Step, values: tuple[int, ...], sequence: Sequence[Step], last: Branch
+) -> int | None:
+    """Whether `step` can come first in `sequence` and `last`: where it is, -1 if it is not there.
 
     None: it cannot, for a dependent step comes before it.
     """
-    for at, branch in enumerate(sequence):
-        other = branch.step
-        if other.key == step.key:
-            common = min(len(values), len(branch.values))
-            return at if values[:common] == branch.values[:common] else None
+    key = step.key
+    for at, other in enumerate(sequence):
+        if other.key == key:
+            return at if _agree(values, other.values) else None
         if step.meets(other):
             return None
-    return -1
+    if last.step.key == key:
+        return len(sequence) if _agree(values, last.values) else None
+    return None if step.meets(last.step) else -1
+
+
+def _agree(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    common = min(len(some), len(others))
+    return some[:common] == others[:common]

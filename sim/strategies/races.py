@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from sim import ops
 from sim.ops import Op
-from sim.strategies.steps import Clock, Race, Spot, Spots, Step, join
+from sim.strategies.steps import Clock, Spot, Spots, Step, join
 from sim.threads import Thread
+from sim.undo import Log
 
 if TYPE_CHECKING:
     from sim.events import Event
@@ -33,6 +34,7 @@ class History:
     def __init__(self) -> None:
         self.steps: Final[list[Step]] = []
         self.exact = True
+        self._log: Final = Log()
         self._numbers: Final[dict[int, int]] = {}  # by key of thread
         self._of: Final[list[list[int]]] = []  # by number of thread: its steps
         self._threads: Final[dict[int, Thread]] = {}  # by number, of this execution
@@ -44,7 +46,6 @@ class History:
         self._started: Final[dict[Any, int]] = {}  # by grace period, of this execution
         self._spot: Final = Spots().at
         self._before: Any = None
-        self._enabled: Sequence[Thread] = ()
         self._pending: list[Step] = []
 
     # -- steps come and go -----------------------------------------------------------------------
@@ -58,14 +59,13 @@ class History:
         self._append(step)
         return step
 
-    def about(self, thread: Thread, enabled: Sequence[Thread]) -> None:
-        """`thread` is about to take a step; `enabled` could."""
+    def about(self, thread: Thread) -> None:
+        """`thread` is about to take a step."""
         op = thread.pending
         assert op is not None
         self._before = None
         if op.kind in ops.WRITING and op.target is not None:
             self._before = getattr(op.target, "value", None)
-        self._enabled = enabled
 
     def seen(self, event: Event, index: int) -> None:
         """Step `index`, known from the execution before, has been taken again."""
@@ -89,7 +89,7 @@ class History:
         racing: list[int] = []
         ordered: list[int] = []
         self._look(step, clock, racing, ordered, event.result)
-        step.races = [Race(first, step) for first in self._direct(racing)]
+        step.races = self._direct(racing)
         for other in (*racing, *ordered):
             join(clock, self.steps[other].clock)
         clock[step.number] = step.time
@@ -102,47 +102,40 @@ class History:
         op = event.op
         kind = op.kind
         index = len(self.steps) - 1
-        undo = self.steps[index].undo
+        log = self._log
         if kind == ops.SECTION_END:
+            log.item(self._ends, (op.addr, op.operand))
             self._ends[op.addr, op.operand] = index
-            undo.append((self._ends, (op.addr, op.operand)))
         elif kind == ops.EXIT:
+            log.item(self._exits, event.thread.key)
             self._exits[event.thread.key] = index
-            undo.append((self._exits, event.thread.key))
         elif kind == ops.FORK:
             number = self._number(event.result.key)
+            log.item(self._born, number)
             self._born[number] = index
-            undo.append((self._born, number))
         elif kind == ops.CPU_RELEASE:
-            self._wrote(self._spot(op.addr, 1), index, undo)
+            self._wrote(self._spot(op.addr, 1), index)
 
     def chose(self, value: int, n: int) -> tuple[int, ...]:
         """`choose(n)` gave `value`, behind the last step; all that it gave there."""
-        self.steps[-1].choices.append((value, n))
-        return self.steps[-1].values
+        step = self.steps[-1]
+        step.choices.append((value, n))
+        step.values += (value,)
+        return step.values
 
     def pop(self) -> Step:
         """Take the last step back."""
         step = self.steps.pop()
-        for done in reversed(step.undo):
-            match done:
-                case (grown,):
-                    grown.pop()
-                case (None, spot, readers):
-                    spot.readers = readers
-                case (where, key) | (where, key, None):
-                    del where[key]
-                case (where, key, old):
-                    where[key] = old
-        step.undo.clear()
+        self._log.rewind(step.mark)
         return step
 
     def _append(self, step: Step) -> None:
         index = len(self.steps)
         self.steps.append(step)
         own = self._of[step.number]
+        step.mark = len(self._log.entries)
         own.append(index)
-        step.undo.append((own,))
+        self._log.grown(own)
 
     def _number(self, key: int) -> int:
         number = self._numbers.get(key)
@@ -311,45 +304,44 @@ class History:
     # -- what it leaves behind ------------------------------------------------------------------
 
     def _note(self, step: Step, index: int, event: Event) -> None:
-        op, kind, undo = step.op, step.op.kind, step.undo
+        op, kind = step.op, step.op.kind
         if kind in ops.WRITING:
-            self._wrote(self._spot(op.addr, op.size), index, undo)
+            self._wrote(self._spot(op.addr, op.size), index)
         elif kind in ops.MEMORY:
-            self._read(self._spot(op.addr, op.size), step.number, index, undo)
+            self._read(self._spot(op.addr, op.size), step.number, index)
         elif kind == ops.WAIT:
             for cell in op.operand[1]:
-                self._read(self._spot(cell.addr, cell.size), step.number, index, undo)
+                self._read(self._spot(cell.addr, cell.size), step.number, index)
         elif kind == ops.SECTION_BEGIN:
             begins = self._begins.setdefault(op.addr, [])
             begins.append((index, op.operand))
-            undo.append((begins,))
+            self._log.grown(begins)
         elif kind == ops.GP_START:
             starts = self._starts.setdefault(op.addr, [])
             starts.append(index)
-            undo.append((starts,))
+            self._log.grown(starts)
             self._started[event.result] = index
         elif kind == ops.SLEEP:
-            self._wrote(self._spot(_TIME, 1), index, undo)
+            self._wrote(self._spot(_TIME, 1), index)
         elif kind == ops.CLOCK:
-            self._read(self._spot(_TIME, 1), step.number, index, undo)
+            self._read(self._spot(_TIME, 1), step.number, index)
         if step.cpu is not None:
             spot = self._spot(step.cpu.addr, 1)
             if kind == ops.CPU_HOLD:
-                self._wrote(spot, index, undo)
+                self._wrote(spot, index)
             else:
-                self._read(spot, step.number, index, undo)
+                self._read(spot, step.number, index)
 
-    def _wrote(self, spot: Spot, index: int, undo: list[Any]) -> None:
+    def _wrote(self, spot: Spot, index: int) -> None:
         spot.writes.append(index)
-        undo.append((spot.writes,))
+        self._log.grown(spot.writes)
         if spot.readers:
-            undo.append((None, spot, spot.readers))
+            self._log.attribute(spot, "readers")
             spot.readers = {}
 
-    def _read(self, spot: Spot, number: int, index: int, undo: list[Any]) -> None:
-        readers = spot.readers
-        undo.append((readers, number, readers.get(number)))
-        readers[number] = index
+    def _read(self, spot: Spot, number: int, index: int) -> None:
+        self._log.item(spot.readers, number)
+        spot.readers[number] = index
 
     # -- the end of an execution -------------------------------------------------------------------
 
@@ -364,17 +356,16 @@ class History:
                     step = Step(thread.key, thread.cpu, thread.pending, self._number(thread.key))
                     self._pending.append(step)
 
-    def pending_races(self) -> Iterator[Race]:
+    def pending_races(self) -> Iterator[tuple[int, Step]]:
         """Races with the steps that threads stand before at the end."""
-        able = {thread.key for thread in self._enabled}
         last = len(self.steps) - 1
         for step in self._pending:
             own = self._of[step.number]
             before = own[-1] if own else self._born.get(step.number, 0)
             if before == last or step.op.kind in (ops.GP_END, ops.JOIN):
-                continue  # nothing that they wait for could have come earlier
-            if self.steps[last].fatal and step.key in able:
-                yield Race(last, step)
+                continue  # what they wait for is a matter of other races
+            if self.steps[last].fatal and self._was_able(step):
+                yield last, step
                 continue
             clock = self.steps[before].clock[:]
             clock += [0] * (len(self._of) - len(clock))
@@ -383,7 +374,23 @@ class History:
             if step.op.kind == ops.LOCK:
                 racing = [at for at in racing if self.steps[at].op.kind in ops.WRITING]
             for first in self._direct(racing):
-                yield Race(first, step)
+                yield first, step
+
+    def _was_able(self, step: Step) -> bool:
+        """Whether a pending step could have been taken before the last step."""
+        op, kind = step.op, step.op.kind
+        last = len(self.steps) - 1
+        if kind == ops.LOCK:
+            return self._value(op.target, last) is None
+        if kind == ops.WAIT:
+            predicate, cells = op.operand
+            return bool(predicate(*(self._value(cell, last) for cell in cells)))
+        return kind != ops.SLEEP or self._earliest(step, last)
+
+    def _value(self, place: Any, last: int) -> Any:
+        """What a cell held before step `last`."""
+        writes = self._spot(place.addr, place.size).writes
+        return self.steps[last].before if writes and writes[-1] == last else place.value
 
     def after(self, index: int) -> list[Step]:
         """The steps behind step `index` that do not happen after it."""

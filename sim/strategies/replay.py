@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
+from sim import ops
 from sim.errors import UsageError
+from sim.events import Event
 from sim.threads import Thread
 
 
@@ -43,6 +45,41 @@ class Choices:
         if not 0 <= self.choices[at] < n:
             raise UsageError(f"choice {at} is {self.choices[at]}, but there are {n} {what}")
         return self.choices[at]
+
+
+@final
+class Follow:
+    """Let the threads of given keys take the visible steps, in order, and choose given values.
+
+    What a search that selects threads (`Execution.followed`) has done, in the choices of a trace.
+    """
+
+    kinds = None  # sees every event
+
+    def __init__(self, keys: Sequence[int], values: Sequence[int]) -> None:
+        self._keys: Final = tuple(keys)
+        self._values: Final = tuple(values)
+        self._at = 0
+        self._chosen = 0
+
+    def begin(self) -> bool:
+        self._at = self._chosen = 0
+        return True
+
+    def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
+        del last
+        if self._at == len(self._keys):
+            return -1
+        return next((i for i, t in enumerate(enabled) if t.key == self._keys[self._at]), -1)
+
+    def choose(self, thread: Thread, n: int) -> int:
+        del thread, n
+        self._chosen += 1
+        return self._values[self._chosen - 1]
+
+    def observe(self, event: Event) -> None:
+        """Count the visible steps."""
+        self._at += event.op.kind not in ops.LOCAL
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, final
 
 from sim import ops
@@ -18,12 +19,13 @@ class Step:
     key, cpu  of its thread
     op        the visible operation
     choices   the values that `choose` gave behind it, each with the number of values
+    values    the same without the numbers
     number    the dense number of its thread; time: its place among that thread's steps, from 1
     clock     what happens before it, itself included
-    races     with earlier steps
+    races     the earlier steps that it races with
     before    what a memory cell held before it wrote there
     fatal     whether the execution ended at it: then it is dependent with every step
-    undo      how to take it back
+    mark      how long the history's log was before it
     """
 
     __slots__ = (
@@ -31,13 +33,18 @@ class Step:
         "choices",
         "clock",
         "cpu",
+        "end",
         "fatal",
         "key",
+        "mark",
+        "memory",
         "number",
         "op",
         "races",
+        "start",
         "time",
-        "undo",
+        "values",
+        "writes",
     )
 
     def __init__(self, key: int, cpu: Cpu | None, op: Op[Any], number: int = -1) -> None:
@@ -45,43 +52,30 @@ class Step:
         self.cpu: Final = cpu
         self.op: Final = op
         self.number: Final = number
+        kind = op.kind
+        self.memory: Final = kind in ops.MEMORY
+        self.writes: Final = kind in ops.WRITING
+        self.start: Final = op.addr
+        self.end: Final = op.addr + op.size
         self.choices: list[tuple[int, int]] = []
+        self.values: tuple[int, ...] = ()
         self.time = 0
         self.clock: Clock = []
-        self.races: list[Race] = []
+        self.races: Sequence[int] = ()
         self.before: Any = None
         self.fatal = False
-        self.undo: list[Any] = []
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """What `choose` gave."""
-        return tuple(value for value, _ in self.choices)
+        self.mark = 0
 
     def meets(self, other: Step) -> bool:
         """Whether this step and `other`, of another thread, may not change places."""
-        return (
-            self.fatal
-            or other.fatal
-            or ops.dependent(
-                self.op, other.op, same_cpu=self.cpu is not None and self.cpu is other.cpu
-            )
-        )
-
-
-@final
-class Race:
-    """A race of step number `first` with `second`.
-
-    settled  whether the other order has been dealt with
-    """
-
-    __slots__ = ("first", "second", "settled")
-
-    def __init__(self, first: int, second: Step) -> None:
-        self.first: Final = first
-        self.second: Final = second
-        self.settled = False
+        if self.fatal or other.fatal:
+            return True
+        if self.memory and other.memory and (self.cpu is None or self.cpu is not other.cpu):
+            return (
+                (self.writes or other.writes) and self.start < other.end and other.start < self.end
+            )  # as ops.dependent says
+        same = self.cpu is not None and self.cpu is other.cpu
+        return ops.dependent(self.op, other.op, same_cpu=same)
 
 
 @final

@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, Final, final
 import msgspec
 
 from sim import ops
+from sim.choosing import Picks
 from sim.errors import InternalError
 from sim.events import Event
-from sim.execution import RUNNING, Execution, Observer, Strategy
+from sim.execution import RUNNING, Execution, Observer
 from sim.stack import unwind
 from sim.threads import Thread
 from sim.trace.format import (
@@ -37,7 +38,7 @@ from sim.trace.format import (
 from sim.trace.values import cells_of, label_of, place_of, render, value_at
 
 #: Makes an execution that has not begun, of one and the same program.
-Build = Callable[[Strategy, Observer], Execution]
+Build = Callable[[Picks, Observer], Execution]
 
 _WITH_STACK: Final = frozenset({ops.ALLOC, ops.FREE})
 _ENGINE: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})  # no thread does these
@@ -84,7 +85,7 @@ class TraceWriter:
         self._stack: tuple[str, ...] = ()  # of the last event
         self._finding_stacks: Final[list[tuple[str, ...]]] = []
 
-    def watch(self, strategy: Strategy) -> Strategy:
+    def watch(self, strategy: Picks) -> Picks:
         """`strategy`, with its choices shown to this writer."""
         self._watched = _Watched(strategy)
         return self._watched
@@ -197,7 +198,7 @@ class TraceWriter:
 class _Watched:
     """A strategy that remembers the threads that it could choose from last."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Picks) -> None:
         self._strategy: Final = strategy
         self.offered: tuple[str, ...] = ()
 
@@ -213,9 +214,7 @@ class _Watched:
 
 
 @contextmanager
-def recording(
-    file: BinaryIO, header: Header, build: Build, strategy: Strategy
-) -> Iterator[Execution]:
+def recording(file: BinaryIO, header: Header, build: Build, strategy: Picks) -> Iterator[Execution]:
     """An execution of what `build` makes, to be run by a host; its trace goes to `file`.
 
     If running it raises, the trace ends with the last event.

@@ -12,8 +12,9 @@ from typing import Any
 
 from sim import ops
 from sim.cells import Bytes, Cell, Cells, Struct
+from sim.choosing import Strategy
 from sim.events import Detector, Event, Waiting
-from sim.execution import Execution, Strategy
+from sim.execution import Execution
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.sections import Domain, GracePeriod

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from sim import ops
+from sim.choosing import Strategy
 from sim.events import Event
-from sim.execution import DEADLOCKED, Execution, Strategy
+from sim.execution import DEADLOCKED, Execution
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.ops import Op

@@ -8,10 +8,11 @@ import pytest
 import trio
 
 from sim.cells import Cell, Cells, Struct, cell
+from sim.choosing import Strategy
 from sim.clock import sleep
 from sim.detectors import standard_detectors
 from sim.errors import MisuseError, NondeterminismError, UsageError, UsedWithoutAwait
-from sim.execution import CUT, Execution, Strategy
+from sim.execution import CUT, Execution
 from sim.hosts import direct, trio_host
 from sim.macros import (
     READ_ONCE,

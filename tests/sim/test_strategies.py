@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.choosing import Strategy
 from sim.errors import UsageError
-from sim.execution import Strategy
 from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kernel_model.fixes import VERSIONS
-from sim.execution import Strategy
+from sim.choosing import Strategy
 from sim.explore import Budget, Explorer, Result
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk

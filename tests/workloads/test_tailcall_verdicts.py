@@ -2,7 +2,7 @@
 
 import pytest
 
-from sim.execution import Strategy
+from sim.choosing import Strategy
 from sim.explore import Budget, Explorer, Result
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk

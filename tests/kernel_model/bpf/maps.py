@@ -14,12 +14,13 @@ from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
 from kernel_model.linux.file import FdTable, File, FileOperations
 from kernel_model.linux.task import syscall, task
+from sim.choosing import Strategy
 from sim.detectors import standard_detectors
 from sim.detectors.crash import Crash
 from sim.detectors.leak import Leak
 from sim.detectors.refcount import Refcount
 from sim.events import Detector, Event
-from sim.execution import DONE, Execution, Strategy
+from sim.execution import DONE, Execution
 from sim.hosts import direct
 from sim.macros import join, outcome
 from sim.memory import Memory

@@ -38,11 +38,12 @@ from kernel_model.kernel import Kernel
 from kernel_model.linux.preempt import preempt_disable
 from kernel_model.linux.task import Context, syscall
 from kernel_model.x86.text import Image
+from sim.choosing import Strategy
 from sim.detectors.crash import Crash
 from sim.detectors.leak import Leak
 from sim.detectors.refcount import Refcount
 from sim.events import Detector, Event, Fault
-from sim.execution import DONE, Execution, Strategy
+from sim.execution import DONE, Execution
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.ops import FETCH, LOAD, NOTE, Op

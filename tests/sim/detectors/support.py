@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.cells import Bytes, Cell, Struct, cell
+from sim.choosing import Strategy
 from sim.detectors import Prediction, standard_detectors
 from sim.events import Finding
-from sim.execution import Execution, Strategy
+from sim.execution import Execution
 from sim.hosts import direct
 from sim.macros import gp_end, gp_start, new_section, section_begin, section_end
 from sim.memory import Memory

@@ -4,8 +4,9 @@ import io
 from collections.abc import Callable
 
 from sim.cells import Cell, Struct, cell
+from sim.choosing import Picks
 from sim.detectors import standard_detectors
-from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer, Strategy
+from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer
 from sim.hosts import direct
 from sim.macros import (
     READ_ONCE,
@@ -93,7 +94,7 @@ def builder(
 ) -> Build:
     """Executions of a program on a box."""
 
-    def build(strategy: Strategy, observer: Observer) -> Execution:
+    def build(strategy: Picks, observer: Observer) -> Execution:
         memory = Memory(stacks=True)
         box = memory.static(Box, extra)
         return Execution(
@@ -116,7 +117,7 @@ USE_AFTER_FREE = (0, 1, 0, 1, 0)
 DEADLOCK = (0, 1)
 
 
-def record(build: Build, strategy: Strategy, host: Host = direct.run) -> bytes:
+def record(build: Build, strategy: Picks, host: Host = direct.run) -> bytes:
     file = io.BytesIO()
     strategy.begin()
     with recording(file, HEADER, build, strategy) as execution:

@@ -10,8 +10,9 @@ import pytest
 import trio
 from msgspec import UNSET
 
+from sim.choosing import Strategy
 from sim.errors import InternalError, MisuseError
-from sim.execution import Execution, Observer, Strategy
+from sim.execution import Execution, Observer
 from sim.hosts import direct, trio_host
 from sim.macros import store
 from sim.memory import Memory

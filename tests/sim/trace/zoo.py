@@ -6,8 +6,9 @@ from typing import Any
 
 from sim import ops
 from sim.cells import Cell, Struct, cell
+from sim.choosing import Strategy
 from sim.clock import now, sleep
-from sim.execution import Execution, Observer, Strategy
+from sim.execution import Execution, Observer
 from sim.macros import (
     alloc,
     atomic_add_return,

@@ -1,0 +1,71 @@
+"""A log of changes that can be taken back, newest first.
+
+Who changes state that an execution may have to go back to (memory, threads, detectors) writes down
+here what was there before; :meth:`Log.rewind` puts it back.  Where nobody will go back there is no
+log (None), and writing it down costs a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final, final
+
+Entry = tuple[Callable[[Any, Any, Any], None], Any, Any, Any]
+
+_ABSENT: Final = object()
+
+
+@final
+class Log:
+    """Changes in the order in which they were made.
+
+    entries  what to call, and with what, to take each back
+    """
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        self.entries: Final[list[Entry]] = []
+
+    def attribute(self, owner: object, name: str) -> None:
+        """`owner`'s attribute is about to be set."""
+        self.entries.append((setattr, owner, name, getattr(owner, name)))
+
+    def item(self, owner: MutableMapping[Any, Any], key: object) -> None:
+        """``owner[key]`` is about to be set or deleted."""
+        self.entries.append((_put_item, owner, key, owner.get(key, _ABSENT)))
+
+    def items(self, owner: list[Any]) -> None:
+        """Items of a list are about to be set."""
+        self.entries.append((_put_items, owner, owner[:], None))
+
+    def grown(self, owner: list[Any]) -> None:
+        """Something has been appended to a list."""
+        self.entries.append((_shrink, owner, None, None))
+
+    def call(self, function: Callable[[Any, Any, Any], None], *args: Any) -> None:
+        """To take back what was done, call `function` with the (three) arguments."""
+        one, two, three = args
+        self.entries.append((function, one, two, three))
+
+    def rewind(self, mark: int) -> None:
+        """Take back what was written down since there were `mark` entries."""
+        entries = self.entries
+        while len(entries) > mark:
+            function, one, two, three = entries.pop()
+            function(one, two, three)
+
+
+def _put_item(owner: MutableMapping[Any, Any], key: object, value: object) -> None:
+    if value is _ABSENT:
+        owner.pop(key, None)
+    else:
+        owner[key] = value
+
+
+def _put_items(owner: list[Any], items: list[Any], _: None) -> None:
+    owner[:] = items
+
+
+def _shrink(owner: list[Any], _: None, __: None) -> None:
+    owner.pop()
