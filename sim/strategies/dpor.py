@@ -23,7 +23,8 @@ from typing import Final, final
 from sim import ops
 from sim.errors import NondeterminismError
 from sim.events import Event
-from sim.strategies.races import History
+from sim.strategies.history import History
+from sim.strategies.races import Races
 from sim.strategies.steps import Step
 from sim.threads import Thread
 
@@ -78,6 +79,7 @@ class Dpor:
         self.kept = 0
         self.rewinds = False
         self._history: Final = History()
+        self._races: Final = Races(self._history)
         self._places: Final[list[_Place]] = []
         # Orders that were asleep, to be tried again with other steps behind: the number of the
         # step with which each came up, the step before which it has to happen, and what.
@@ -119,7 +121,7 @@ class Dpor:
 
     def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
         """The execution that was begun is over; `fatal`: a finding ended it."""
-        self._history.ended(threads, fatal=fatal and not self._over, stuck=self._stuck)
+        self._races.ended(threads, fatal=fatal and not self._over, stuck=self._stuck)
 
     def _backtrack(self) -> bool:
         """Go back to the last place from which something is left to do."""
@@ -146,7 +148,7 @@ class Dpor:
             for nth, (value, n) in enumerate(step.choices):
                 for other in range(value + 1, n):
                     self._reverse(index, index, Branch(step, (*step.values[:nth], other)))
-        for first, step in self._history.pending_races():
+        for first, step in self._races.pending_races():
             self._insert(first, Branch(step, _NO_VALUES))
 
     def _reverse(self, index: int, first: int, last: Branch) -> None:
@@ -252,7 +254,7 @@ class Dpor:
             self._history.local(event)
 
     def _taken(self, event: Event) -> None:
-        step = self._history.push(event)
+        step = self._races.push(event)
         place = self._places[self._at - 1]
         if not place.tree:
             place.tree.append(Branch(step, _NO_VALUES))
