@@ -25,38 +25,11 @@ from sim.errors import NondeterminismError
 from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
-from sim.strategies.steps import Step
+from sim.strategies.steps import Packed, Step
+from sim.strategies.wakeup import NO_VALUES, Branch, Place
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
-_NO_VALUES: Final[tuple[int, ...]] = ()
-
-
-@final
-class Branch:
-    """A step to take from some place on, and what is to follow it: a node of a wakeup tree."""
-
-    __slots__ = ("children", "step", "values")
-
-    def __init__(self, step: Step, values: tuple[int, ...]) -> None:
-        self.step: Final = step
-        self.values = values
-        self.children: list[Branch] = []
-
-
-@final
-class _Place:
-    """A place in the current execution, between two steps.
-
-    sleeping  steps that have been explored from here or further up, and nothing woke since
-    tree      what is to be explored from here; the first is being explored
-    """
-
-    __slots__ = ("sleeping", "tree")
-
-    def __init__(self, sleeping: list[Step], tree: list[Branch]) -> None:
-        self.sleeping = sleeping
-        self.tree = tree
 
 
 @final
@@ -67,25 +40,29 @@ class Dpor:
     blocked   executions that were begun in vain (there are none)
     kept      how many steps the next execution has in common with the one before, the start of
               the main thread included; 0: it begins anew
+    floor     the number of steps at the beginning that are for others to vary; what has to happen
+              before one of them is exported: where, which steps, and the last of them
     rewinds   whether whoever runs the executions goes back to those steps, and does not run them
               again
     """
 
     kinds = None  # sees every event
 
-    def __init__(self) -> None:
+    def __init__(self, floor: int = 0) -> None:
+        self.floor: Final = floor
+        self.exports: list[Packed] = []
         self.complete = False
         self.blocked = 0
         self.kept = 0
         self.rewinds = False
         self._history: Final = History()
         self._races: Final = Races(self._history)
-        self._places: Final[list[_Place]] = []
+        self._places: Final[list[Place]] = []
         # Orders that were asleep, to be tried again with other steps behind: the number of the
         # step with which each came up, the step before which it has to happen, and what.
         self._open: list[tuple[int, int, Branch]] = []
         self._at = 0  # steps taken in this execution
-        self._values = _NO_VALUES  # given to the step that is being taken
+        self._values = NO_VALUES  # given to the step that is being taken
         self._chosen = 0
         self._begun = False
         self._over = False  # whether nobody could take another step
@@ -111,12 +88,13 @@ class Dpor:
 
     def _boot(self) -> None:
         if not self._places:
-            self._places.append(_Place([], []))
+            self._places.append(Place([], []))
         boot = self._history.boot()
         tree = self._places[0].tree
         if not tree:
-            tree.append(Branch(boot, _NO_VALUES))
-        self._places.append(_Place([], tree[0].children))
+            tree.append(Branch(boot, NO_VALUES))
+        if len(self._places) == 1:
+            self._places.append(Place([], tree[0].children))
         self._values = tree[0].values
 
     def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
@@ -126,7 +104,7 @@ class Dpor:
     def _backtrack(self) -> bool:
         """Go back to the last place from which something is left to do."""
         steps, places = self._history.steps, self._places
-        while steps:
+        while len(steps) > self.floor:
             del places[len(steps) :]
             place = places[-1]
             place.sleeping.append(self._history.pop())
@@ -144,12 +122,12 @@ class Dpor:
         for index in range(self.kept, len(steps)):
             step = steps[index]
             for first in step.races:
-                self._reverse(index, first, Branch(step, _NO_VALUES))
+                self._reverse(index, first, Branch(step, NO_VALUES))
             for nth, (value, n) in enumerate(step.choices):
                 for other in range(value + 1, n):
                     self._reverse(index, index, Branch(step, (*step.values[:nth], other)))
         for first, step in self._races.pending_races():
-            self._insert(first, Branch(step, _NO_VALUES))
+            self._insert(first, Branch(step, NO_VALUES))
 
     def _reverse(self, index: int, first: int, last: Branch) -> None:
         if not self._insert(first, last):
@@ -158,31 +136,35 @@ class Dpor:
     def _insert(self, index: int, last: Branch) -> bool:
         """See to it that `last` is taken before step `index`; False if that is asleep."""
         sequence = self._history.after(index)
-        place = self._places[index]
-        for asleep in place.sleeping:
-            if _initial(asleep, asleep.values, sequence, last) is not None:
-                return False
-        tree = place.tree
-        following = True
-        while following:
-            following = False
-            for branch in tree:
-                found = _initial(branch.step, branch.values, sequence, last)
-                if found is None:
-                    continue
-                if not branch.children or found == len(sequence):
-                    return True  # all that can follow will be explored
-                if found >= 0:
-                    del sequence[found]
-                tree = branch.children
-                following = True
-                break
-        for step in sequence:
-            branch = Branch(step, step.values)
-            tree.append(branch)
-            tree = branch.children
-        tree.append(last)
+        if index >= self.floor:
+            return self._places[index].insert(sequence, last)
+        steps = [step.packed() for step in sequence]
+        self.exports.append([index, steps, last.packed()])
         return True
+
+    # -- parts of a search -----------------------------------------------------------------------
+
+    def packed(self) -> Packed:
+        """What is left to do after :meth:`begin` has returned true, as plain data.
+
+        The steps that all of it has in common, what sleeps at each of them, the tree at the first,
+        and the floor.
+        """
+        sleeping = [[step.packed() for step in place.sleeping] for place in self._places]
+        tree = [branch.packed() for branch in self._places[0].tree]
+        return [self.kept, sleeping[: self.kept + 1], tree, self.floor]
+
+    @classmethod
+    def unpacked(cls, packed: Packed) -> Dpor:
+        """A search that goes on where the one that was :meth:`packed` had come."""
+        kept, sleeping, tree, floor = packed
+        search = cls(floor)
+        branches = [Branch.unpacked(one) for one in tree]
+        for asleep in sleeping:
+            search._places.append(Place([Step.unpacked(step) for step in asleep], branches))
+            branches = branches[0].children if branches else []
+        del kept
+        return search
 
     # -- one execution -------------------------------------------------------------------------
 
@@ -203,7 +185,7 @@ class Dpor:
             self._values = branch.values
             thread: Thread | None = _thread(branch.step.key, alive, able)
         else:
-            self._values = _NO_VALUES
+            self._values = NO_VALUES
             thread = self._any(place, alive, able, last)
         if thread is not None:
             self._history.about(thread)
@@ -211,7 +193,7 @@ class Dpor:
 
     def _any(
         self,
-        place: _Place,
+        place: Place,
         alive: Sequence[Thread],
         able: Callable[[Thread], bool],
         last: Thread | None,
@@ -257,11 +239,13 @@ class Dpor:
         step = self._races.push(event)
         place = self._places[self._at - 1]
         if not place.tree:
-            place.tree.append(Branch(step, _NO_VALUES))
+            place.tree.append(Branch(step, NO_VALUES))
+        if len(self._places) > self._at:
+            return  # known from a search that this one goes on with
         asleep = [
             other for other in place.sleeping if other.key != step.key and not other.meets(step)
         ]
-        self._places.append(_Place(asleep, place.tree[0].children))
+        self._places.append(Place(asleep, place.tree[0].children))
 
 
 def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:
@@ -272,26 +256,3 @@ def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -
         "a thread that could go on after the same steps before cannot now: something outside the "
         "choices decides (set iteration, a global, the clock, state kept between executions)"
     )
-
-
-def _initial(
-    step: Step, values: tuple[int, ...], sequence: Sequence[Step], last: Branch
-) -> int | None:
-    """Whether `step` can come first in `sequence` and `last`: where it is, -1 if it is not there.
-
-    None: it cannot, for a dependent step comes before it.
-    """
-    key = step.key
-    for at, other in enumerate(sequence):
-        if other.key == key:
-            return at if _agree(values, other.values) else None
-        if step.meets(other):
-            return None
-    if last.step.key == key:
-        return len(sequence) if _agree(values, last.values) else None
-    return None if step.meets(last.step) else -1
-
-
-def _agree(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
-    common = min(len(some), len(others))
-    return some[:common] == others[:common]

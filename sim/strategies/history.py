@@ -53,7 +53,7 @@ class History:
 
     def boot(self) -> Step:
         """The first step, before every thread's: only local steps of the main thread."""
-        step = Step(0, None, Op(ops.NOTE, "boot"), self.number_of(0))
+        step = Step(0, 0, Op(ops.NOTE, "boot"), self.number_of(0))
         step.time = 1
         step.clock = [0] * len(self.of)
         step.clock[step.number] = 1
@@ -77,7 +77,7 @@ class History:
     def open(self, event: Event) -> Step:
         """A step has been taken; its clock says only what its own thread has done before."""
         thread = event.thread
-        step = Step(thread.key, thread.cpu, event.op, self.number_of(thread.key))
+        step = Step(thread.key, cpu_of(thread), event.op, self.number_of(thread.key))
         step.before = self._before
         self.threads[step.number] = thread
         step.clock = self.clock_of(step.number)
@@ -188,8 +188,8 @@ class History:
             self._wrote(self.spot(TIME, 1), index)
         elif kind == ops.CLOCK:
             self._read(self.spot(TIME, 1), step.number, index)
-        if step.cpu is not None:
-            spot = self.spot(step.cpu.addr, 1)
+        if step.cpu:
+            spot = self.spot(step.cpu, 1)
             if kind == ops.CPU_HOLD:
                 self._wrote(spot, index)
             else:
@@ -205,3 +205,8 @@ class History:
     def _read(self, spot: Spot, number: int, index: int) -> None:
         self.log.item(spot.readers, number)
         spot.readers[number] = index
+
+
+def cpu_of(thread: Thread) -> int:
+    """The address of the CPU that the thread is bound to, 0: none."""
+    return thread.cpu.addr if thread.cpu is not None else 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from sim import ops
 from sim.ops import Op
-from sim.strategies.history import TIME, History
+from sim.strategies.history import TIME, History, cpu_of
 from sim.strategies.steps import Clock, Spot, Step, join
 from sim.threads import Thread
 
@@ -84,8 +84,8 @@ class Races:
             self._meet(self._spot(TIME, 1), step, clock, racing, write=kind == ops.SLEEP)
             if kind == ops.SLEEP:
                 self._sleep(step, clock, racing, ordered)
-        if step.cpu is not None:
-            spot = self._spot(step.cpu.addr, 1)
+        if step.cpu:
+            spot = self._spot(step.cpu, 1)
             self._meet(spot, step, clock, racing, write=kind == ops.CPU_HOLD)
             self._possible(step, clock, racing, ordered, spot)
 
@@ -218,10 +218,8 @@ class Races:
         if fatal or stuck:
             for thread in threads:
                 if thread.pending is not None and not thread.ended:
-                    step = Step(
-                        thread.key, thread.cpu, thread.pending, self._history.number_of(thread.key)
-                    )
-                    self._pending.append(step)
+                    number = self._history.number_of(thread.key)
+                    self._pending.append(Step(thread.key, cpu_of(thread), thread.pending, number))
 
     def pending_races(self) -> Iterator[tuple[int, Step]]:
         """Races with the steps that threads stand before at the end."""

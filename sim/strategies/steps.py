@@ -7,8 +7,8 @@ from typing import Any, Final, final
 
 from sim import ops
 from sim.ops import Op
-from sim.threads import Cpu
 
+Packed = list[Any]  # of what JSON has
 Clock = list[int]  # by dense number of the thread; zeros are missing at the end
 
 
@@ -16,7 +16,7 @@ Clock = list[int]  # by dense number of the thread; zeros are missing at the end
 class Step:
     """A visible step, with the local steps behind it.
 
-    key, cpu  of its thread
+    key       of its thread; cpu: address of that thread's CPU, 0: it has its own
     op        the visible operation
     choices   the values that `choose` gave behind it, each with the number of values
     values    the same without the numbers
@@ -47,7 +47,7 @@ class Step:
         "writes",
     )
 
-    def __init__(self, key: int, cpu: Cpu | None, op: Op[Any], number: int = -1) -> None:
+    def __init__(self, key: int, cpu: int, op: Op[Any], number: int = -1) -> None:
         self.key: Final = key
         self.cpu: Final = cpu
         self.op: Final = op
@@ -70,12 +70,29 @@ class Step:
         """Whether this step and `other`, of another thread, may not change places."""
         if self.fatal or other.fatal:
             return True
-        if self.memory and other.memory and (self.cpu is None or self.cpu is not other.cpu):
+        same_cpu = self.cpu == other.cpu != 0
+        if self.memory and other.memory and not same_cpu:
             return (
                 (self.writes or other.writes) and self.start < other.end and other.start < self.end
             )  # as ops.dependent says
-        same = self.cpu is not None and self.cpu is other.cpu
-        return ops.dependent(self.op, other.op, same_cpu=same)
+        return ops.dependent(self.op, other.op, same_cpu=same_cpu)
+
+    def packed(self) -> Packed:
+        """What :meth:`meets` and a wakeup tree need of it, as plain data."""
+        op = self.op
+        cells = [[c.addr, c.size] for c in op.operand[1]] if op.kind == ops.WAIT else []
+        about = [op.kind, op.addr, op.size, cells]
+        return [self.key, self.cpu, about, list(self.values), self.fatal]
+
+    @classmethod
+    def unpacked(cls, packed: Packed) -> Step:
+        """The step that was :meth:`packed`; its operation has no target and no value."""
+        key, cpu, (kind, addr, size, cells), values, fatal = packed
+        operand = (None, tuple(Spot(*cell) for cell in cells)) if kind == ops.WAIT else None
+        step = cls(key, cpu, Op(kind, ops.KIND_NAMES[kind], addr, size, None, operand))
+        step.values = tuple(values)
+        step.fatal = fatal
+        return step
 
 
 @final
