@@ -38,7 +38,7 @@ class Picks(Chooses, Protocol):
 
 
 class Selects(Chooses, Protocol):
-    """A strategy that is asked before every visible step."""
+    """A strategy that is asked before every visible step, and every choice of a value."""
 
     def select(
         self, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None

@@ -26,6 +26,7 @@ from sim.errors import MisuseError, RcusimError
 from sim.events import Detector, Event, Finding, Snapshot, Waiting
 from sim.memory import Memory
 from sim.ops import Op
+from sim.stack import function_of
 from sim.threads import Body, Running, Spawn, Thread, ThreadTable, revive
 
 DEFAULT_MAX_STEPS: Final = 20_000
@@ -41,6 +42,8 @@ RUNNING: Final = "running"
 
 Observer = Callable[[Event], None]
 
+_NUMBERS: Final = frozenset({int, bool})
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class _Mark:
     last: Thread | None
     findings: int
     outcomes: int
+    keys: int
     values: int
 
 
@@ -75,7 +79,7 @@ class Execution:
     outcomes      values of the `outcome` notes, as (thread, value), in order
     state         RUNNING, or how it ended
     followed      under a strategy that selects, instead of `choices`: keys of the threads that took
-                  the visible steps, and values chosen
+                  the visible steps, and the values chosen, each with the key of its thread
     on_start      called when the main thread stands at its first operation, None: nothing is
     """
 
@@ -107,8 +111,9 @@ class Execution:
         self._selects: Final = getattr(strategy, "select", None) and cast("Selects", strategy)
         self._log: Final = memory.log
         self._marks: Final[list[_Mark]] = []
-        self.followed: Final[tuple[list[int], list[int]]] = ([], [])
-        self._at_once: Final = frozenset() if every_step else ops.LOCAL
+        self.followed: Final[tuple[list[int], list[tuple[int, int]]]] = ([], [])
+        at_once = ops.LOCAL - {ops.CHOOSE} if self._selects is not None else ops.LOCAL
+        self._at_once: Final = frozenset() if every_step else at_once
         observers: list[Any] = [strategy] if hasattr(strategy, "observe") else []
         observers += detectors
         self._watchers: Final[list[list[Any]]] = [
@@ -159,6 +164,12 @@ class Execution:
 
         Raises MisuseError if it awaits something that is no operation, or drops one.
         """
+        if thread.ahead:
+            trail = thread.trail
+            known = trail[thread.done][0] if thread.done < len(trail) else thread.waiting
+            assert known is not None
+            self._stands_at(thread, known)
+            return
         Running.thread = thread
         try:
             coroutine = revive(thread) if thread.stale else thread.coroutine
@@ -182,6 +193,14 @@ class Execution:
                 f"thread {thread.name} awaited {op!r}, which is no operation of rcusim: await "
                 "only modelled functions inside a modelled thread"
             )
+        if self._log is not None:
+            thread.waiting = op
+            if op.kind in ops.MEMORY:
+                op.function = function_of(thread, op)
+        self._stands_at(thread, op)
+
+    def _stands_at(self, thread: Thread, op: Op[Any]) -> None:
+        """`op` is what `thread` does next."""
         thread.pending = op
         kind = op.kind
         if kind in self._at_once:
@@ -198,7 +217,7 @@ class Execution:
         self._log.rewind(mark.log)
         self.step, self._last, self.state = mark.step, mark.last, RUNNING
         del self._marks[steps:], self.findings[mark.findings :], self.outcomes[mark.outcomes :]
-        del self.followed[0][steps:], self.followed[1][mark.values :]
+        del self.followed[0][mark.keys :], self.followed[1][mark.values :]
         self._local.clear()
 
     def close(self) -> None:
@@ -250,10 +269,12 @@ class Execution:
                     self._last,
                     len(self.findings),
                     len(self.outcomes),
+                    len(keys),
                     len(values),
                 )
             )
-        keys.append(thread.key)
+        if thread.pending is not None and thread.pending.kind != ops.CHOOSE:
+            keys.append(thread.key)
         self._last = thread
         return thread
 
@@ -307,8 +328,8 @@ class Execution:
                 self.outcomes.append((thread.name, op.operand))
         thread.guarded = False
         if self._log is not None:
-            thread.trail.append((op, thread.result))
-            self._log.call(_take_back, thread, memory, None)
+            _remember(thread, op)
+            self._log.entries.append((_take_back, thread, memory, None))
         self._record(Event(self.step, thread, op, thread.result, memory.fault))
         self.step += 1
         return forked
@@ -318,7 +339,7 @@ class Execution:
             return 0
         value = self._strategy.choose(thread, n)
         if self._selects is not None:
-            self.followed[1].append(value)
+            self.followed[1].append((thread.key, value))
         self.choices.append(value)
         self.choice_steps.append(self.step)
         return value
@@ -373,12 +394,30 @@ def _unfork(threads: ThreadTable, alive: list[Thread], forked: Thread) -> None:
     alive.pop()
 
 
+def _remember(thread: Thread, op: Op[Any]) -> None:
+    """`thread` has done `op`; if it had the same result before, its coroutine knows it."""
+    trail, done, result = thread.trail, thread.done, thread.result
+    thread.done = done + 1
+    if done == len(trail):
+        trail.append((op, result))
+        thread.ahead = False
+        return
+    before = trail[done][1]
+    thread.ahead = before is result or (
+        result.__class__ in _NUMBERS and before.__class__ is result.__class__ and before == result
+    )
+    if not thread.ahead:
+        trail[done] = (op, result)
+        del trail[done + 1 :]
+        thread.stale = True
+
+
 def _take_back(thread: Thread, memory: Memory, _: None) -> None:
     """The last step of `thread` has not been taken: it is pending."""
     armed = thread.pending
     if armed is not None and armed.kind == ops.SLEEP:
         memory.clock.disarm(thread, armed.operand)
-    op, _result = thread.trail.pop()
+    thread.done -= 1
+    op = thread.trail[thread.done][0]
     thread.pending = op
     thread.guarded = op.kind in ops.BLOCKING
-    thread.stale = True

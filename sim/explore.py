@@ -231,7 +231,9 @@ class Explorer:
         """
         if not hasattr(self._strategy, "select"):
             return run
-        spelt = self._run(Follow(*run.execution.followed))
+        follow = Follow(*run.execution.followed)
+        follow.begin()
+        spelt = self._run(follow)
         one, other = ([f.key for f in r.execution.findings] for r in (run, spelt))
         if one != other or run.execution.step != spelt.execution.step:
             raise NondeterminismError(

@@ -70,6 +70,7 @@ class Memory:
         self.remarks: dict[str, str] = {}
         self.roots: list[Struct] = []
         self.allocated: dict[int, Site] = {}
+        self._unfreed = 0  # objects allocated and not freed
         self.freed: dict[int, Site] = {}
         self._objects: SortedDict[int, Struct] = SortedDict()
         self._next_static = STATIC_BASE
@@ -131,6 +132,8 @@ class Memory:
 
     def live(self) -> tuple[Struct, ...]:
         """Objects that have not been freed, in order of address."""
+        if not self._unfreed:
+            return tuple(self.roots)
         return tuple(made for made in self._objects.values() if not made.freed)
 
     def _place(
@@ -191,6 +194,8 @@ class Memory:
         if self.log is not None:
             for name in ("allocations", "next_addr", "next_text"):
                 self.log.attribute(thread, name)
+            self.log.attribute(self, "_unfreed")
+        self._unfreed += 1
 
     def _free(self, thread: Thread, op: Op[Any]) -> None:
         freed: Struct = op.target
@@ -200,7 +205,9 @@ class Memory:
         if self.log is not None:
             self.log.attribute(freed, "freed")
             self.log.item(self.freed, freed.addr)
+            self.log.attribute(self, "_unfreed")
         freed.freed = True
+        self._unfreed -= 1
         self.freed[freed.addr] = self._site(thread)
 
     def _site(self, thread: Thread) -> Site:

@@ -101,9 +101,10 @@ class Op(Generic[T]):
     target   the lvalue, object, domain, CPU or thread that it is about
     operand  what it writes, expects or waits for; see the kinds
     order    one of the orders of this module
+    function the modelled function that makes it, once it has been looked up (`sim.stack`)
     """
 
-    __slots__ = ("addr", "kind", "name", "operand", "order", "size", "target")
+    __slots__ = ("addr", "function", "kind", "name", "operand", "order", "size", "target")
 
     kind: Final[int]
     name: Final[str]
@@ -112,6 +113,7 @@ class Op(Generic[T]):
     target: Final[Any]
     operand: Final[Any]
     order: Final[int]
+    function: str
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class Op(Generic[T]):
         self.target = target
         self.operand = operand
         self.order = order
+        self.function = ""
         if Audit.made is not None:
             Audit.made.append(self)
 

@@ -30,6 +30,8 @@ def function_of(thread: Thread, op: Op[Any]) -> str:
     and its caller is meant.  Without any frame, the thread's name.  Far cheaper than the whole
     stack: detectors ask for it at many steps.
     """
+    if op.function:
+        return op.function
     function = ""
     for coroutine in reversed(_awaiting(thread)):
         code = getattr(coroutine, "cr_code", None)

@@ -67,16 +67,21 @@ class Thread:
     result    result of the last operation, handed over at the next resume
     context   what the modelled kernel keeps per thread; opaque to sim
     function  what the coroutine was made by
-    trail     where steps may be taken back: the operations done, with their results
-    stale     whether steps have been taken back, so that the coroutine has to be made anew
+    trail     where steps may be taken back: all operations that the coroutine has done, with
+              their results; `done` of them have not been taken back
+    ahead     whether the coroutine has been past the last operation done, with this result
+    waiting   the operation at which the coroutine is suspended
+    stale     whether a result was another one, so that the coroutine has to be made anew
     statics   static objects that the thread has made; the next one is number `next_static`
     """
 
     __slots__ = (
+        "ahead",
         "allocations",
         "context",
         "coroutine",
         "cpu",
+        "done",
         "ended",
         "forks",
         "function",
@@ -95,6 +100,7 @@ class Thread:
         "stale",
         "statics",
         "trail",
+        "waiting",
     )
 
     def __init__(
@@ -120,6 +126,9 @@ class Thread:
         self.statics: list[Struct] = []
         self.next_static = 0
         self.trail: list[tuple[Op[Any], Any]] = []
+        self.done = 0
+        self.ahead = False
+        self.waiting: Op[Any] | None = None
         self.stale = False
 
     @property

@@ -35,6 +35,8 @@ class Leak:
 
     def observe(self, event: Event) -> tuple[Finding, ...] | None:
         assert event.snapshot is not None
+        if len(event.snapshot.live) == len(event.snapshot.roots):
+            return None
         kept = _reachable(event.snapshot.roots)
         lost = {found.addr: found for found in event.snapshot.live if found.addr not in kept}
         pointed_to = {p.addr for found in lost.values() for p in found.pointers() if p is not found}

@@ -26,7 +26,7 @@ from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Packed, Step
-from sim.strategies.wakeup import NO_VALUES, Branch, Place
+from sim.strategies.wakeup import Branch, Place
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
@@ -41,7 +41,7 @@ class Dpor:
     kept      how many steps the next execution has in common with the one before, the start of
               the main thread included; 0: it begins anew
     floor     the number of steps at the beginning that are for others to vary; what has to happen
-              before one of them is exported: where, which steps, and the last of them
+              before one of them is exported: before which, and what
     rewinds   whether whoever runs the executions goes back to those steps, and does not run them
               again
     """
@@ -58,12 +58,8 @@ class Dpor:
         self._history: Final = History()
         self._races: Final = Races(self._history)
         self._places: Final[list[Place]] = []
-        # Orders that were asleep, to be tried again with other steps behind: the number of the
-        # step with which each came up, the step before which it has to happen, and what.
-        self._open: list[tuple[int, int, Branch]] = []
         self._at = 0  # steps taken in this execution
-        self._values = NO_VALUES  # given to the step that is being taken
-        self._chosen = 0
+        self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
         self._over = False  # whether nobody could take another step
         self._stuck = False  # whether threads were left then
@@ -78,11 +74,8 @@ class Dpor:
                 return False
         self._begun = True
         self._over = self._stuck = False
-        self._chosen = 0
         self._at = self.kept if self.rewinds and self.kept else 1
-        if self.kept:
-            self._values = self._history.steps[0].values
-        else:
+        if not self.kept:
             self._boot()
         return True
 
@@ -92,10 +85,9 @@ class Dpor:
         boot = self._history.boot()
         tree = self._places[0].tree
         if not tree:
-            tree.append(Branch(boot, NO_VALUES))
+            tree.append(Branch(boot))
         if len(self._places) == 1:
             self._places.append(Place([], tree[0].children))
-        self._values = tree[0].values
 
     def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
         """The execution that was begun is over; `fatal`: a finding ended it."""
@@ -111,36 +103,37 @@ class Dpor:
             del place.tree[0]
             if place.tree:
                 self.kept = len(steps)
-                self._open = [entry for entry in self._open if entry[0] < self.kept]
                 return True
         return False
 
     def _reverse_races(self) -> None:
-        """Put the other order of every race into a wakeup tree."""
+        """Put the other order of every new race into a wakeup tree.
+
+        A race of two steps that the execution before had, too, was dealt with then.  If its other
+        order was asleep, it may not be so behind the steps that came now; but then it is found
+        from what it slept for: that has been explored with these steps behind it, and races with
+        whatever wakes it.
+        """
         steps = self._history.steps
-        self._open = [entry for entry in self._open if not self._insert(entry[1], entry[2])]
         for index in range(self.kept, len(steps)):
             step = steps[index]
             for first in step.races:
-                self._reverse(index, first, Branch(step, NO_VALUES))
-            for nth, (value, n) in enumerate(step.choices):
-                for other in range(value + 1, n):
-                    self._reverse(index, index, Branch(step, (*step.values[:nth], other)))
+                self._insert(first, step)
+            if step.op.kind == ops.CHOOSE:
+                for value in range(step.op.operand):
+                    if value != step.value:
+                        self._insert(index, Step(step.key, step.cpu, step.op, value=value))
         for first, step in self._races.pending_races():
-            self._insert(first, Branch(step, NO_VALUES))
+            self._insert(first, step)
 
-    def _reverse(self, index: int, first: int, last: Branch) -> None:
-        if not self._insert(first, last):
-            self._open.append((index, first, last))
-
-    def _insert(self, index: int, last: Branch) -> bool:
-        """See to it that `last` is taken before step `index`; False if that is asleep."""
+    def _insert(self, index: int, last: Step) -> None:
+        """See to it that `last` is taken before step `index`."""
         sequence = self._history.after(index)
+        sequence.append(last)
         if index >= self.floor:
-            return self._places[index].insert(sequence, last)
-        steps = [step.packed() for step in sequence]
-        self.exports.append([index, steps, last.packed()])
-        return True
+            self._places[index].insert(sequence)
+        else:
+            self.exports.append([index, [step.packed() for step in sequence]])
 
     # -- parts of a search -----------------------------------------------------------------------
 
@@ -173,19 +166,18 @@ class Dpor:
     ) -> Thread | None:
         """Which thread goes on."""
         at = self._at
-        self._chosen = 0
         if at < self.kept:
             step = self._history.steps[at]
-            self._values = step.values
+            self._value = step.value
             return _thread(step.key, alive, able)
         places = self._places
         place = places[at]
         if place.tree:
             branch = place.tree[0]
-            self._values = branch.values
+            self._value = branch.step.value
             thread: Thread | None = _thread(branch.step.key, alive, able)
         else:
-            self._values = NO_VALUES
+            self._value = 0
             thread = self._any(place, alive, able, last)
         if thread is not None:
             self._history.about(thread)
@@ -211,19 +203,14 @@ class Dpor:
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
         del thread
-        nth = self._chosen
-        self._chosen += 1
-        value = self._values[nth] if nth < len(self._values) else 0
-        if value >= n:
-            raise NondeterminismError(f"a choice had more than {value} values and now has {n}")
-        if self._at > self.kept:
-            self._places[self._at - 1].tree[0].values = self._history.chose(value, n)
-        return value
+        if self._value >= n:
+            raise NondeterminismError(f"a choice had more than {self._value} values and now {n}")
+        return self._value
 
     def observe(self, event: Event) -> None:
         """A step has been taken."""
         kind = event.op.kind
-        if kind not in ops.LOCAL:
+        if kind not in ops.LOCAL or kind == ops.CHOOSE:
             self._at += 1
             if self._at > self.kept:
                 self._taken(event)
@@ -239,7 +226,7 @@ class Dpor:
         step = self._races.push(event)
         place = self._places[self._at - 1]
         if not place.tree:
-            place.tree.append(Branch(step, NO_VALUES))
+            place.tree.append(Branch(step))
         if len(self._places) > self._at:
             return  # known from a search that this one goes on with
         asleep = [

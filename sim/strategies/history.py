@@ -77,7 +77,8 @@ class History:
     def open(self, event: Event) -> Step:
         """A step has been taken; its clock says only what its own thread has done before."""
         thread = event.thread
-        step = Step(thread.key, cpu_of(thread), event.op, self.number_of(thread.key))
+        value = event.result if event.op.kind == ops.CHOOSE else 0
+        step = Step(thread.key, cpu_of(thread), event.op, self.number_of(thread.key), value)
         step.before = self._before
         self.threads[step.number] = thread
         step.clock = self.clock_of(step.number)
@@ -111,13 +112,6 @@ class History:
             self.born[number] = index
         elif kind == ops.CPU_RELEASE:
             self._wrote(self.spot(op.addr, 1), index)
-
-    def chose(self, value: int, n: int) -> tuple[int, ...]:
-        """`choose(n)` gave `value`, behind the last step; all that it gave there."""
-        step = self.steps[-1]
-        step.choices.append((value, n))
-        step.values += (value,)
-        return step.values
 
     def pop(self) -> Step:
         """Take the last step back."""

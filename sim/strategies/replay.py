@@ -56,14 +56,17 @@ class Follow:
 
     kinds = None  # sees every event
 
-    def __init__(self, keys: Sequence[int], values: Sequence[int]) -> None:
+    def __init__(self, keys: Sequence[int], values: Sequence[tuple[int, int]]) -> None:
         self._keys: Final = tuple(keys)
-        self._values: Final = tuple(values)
+        self._given: Final = tuple(values)
         self._at = 0
-        self._chosen = 0
+        self._left: dict[int, list[int]] = {}
 
     def begin(self) -> bool:
-        self._at = self._chosen = 0
+        self._at = 0
+        self._left = {}
+        for key, value in reversed(self._given):
+            self._left.setdefault(key, []).append(value)
         return True
 
     def pick(self, enabled: Sequence[Thread], last: Thread | None) -> int:
@@ -73,9 +76,8 @@ class Follow:
         return next((i for i, t in enumerate(enabled) if t.key == self._keys[self._at]), -1)
 
     def choose(self, thread: Thread, n: int) -> int:
-        del thread, n
-        self._chosen += 1
-        return self._values[self._chosen - 1]
+        del n
+        return self._left[thread.key].pop()
 
     def observe(self, event: Event) -> None:
         """Count the visible steps."""

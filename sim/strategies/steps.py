@@ -18,8 +18,7 @@ class Step:
 
     key       of its thread; cpu: address of that thread's CPU, 0: it has its own
     op        the visible operation
-    choices   the values that `choose` gave behind it, each with the number of values
-    values    the same without the numbers
+    value     what `choose` gave (a step of another value is another one), 0 for other operations
     number    the dense number of its thread; time: its place among that thread's steps, from 1
     clock     what happens before it, itself included
     races     the earlier steps that it races with
@@ -30,7 +29,6 @@ class Step:
 
     __slots__ = (
         "before",
-        "choices",
         "clock",
         "cpu",
         "end",
@@ -43,22 +41,21 @@ class Step:
         "races",
         "start",
         "time",
-        "values",
+        "value",
         "writes",
     )
 
-    def __init__(self, key: int, cpu: int, op: Op[Any], number: int = -1) -> None:
+    def __init__(self, key: int, cpu: int, op: Op[Any], number: int = -1, value: int = 0) -> None:
         self.key: Final = key
         self.cpu: Final = cpu
         self.op: Final = op
         self.number: Final = number
+        self.value: Final = value
         kind = op.kind
         self.memory: Final = kind in ops.MEMORY
         self.writes: Final = kind in ops.WRITING
         self.start: Final = op.addr
         self.end: Final = op.addr + op.size
-        self.choices: list[tuple[int, int]] = []
-        self.values: tuple[int, ...] = ()
         self.time = 0
         self.clock: Clock = []
         self.races: Sequence[int] = ()
@@ -82,15 +79,14 @@ class Step:
         op = self.op
         cells = [[c.addr, c.size] for c in op.operand[1]] if op.kind == ops.WAIT else []
         about = [op.kind, op.addr, op.size, cells]
-        return [self.key, self.cpu, about, list(self.values), self.fatal]
+        return [self.key, self.cpu, about, self.value, self.fatal]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Step:
         """The step that was :meth:`packed`; its operation has no target and no value."""
-        key, cpu, (kind, addr, size, cells), values, fatal = packed
+        key, cpu, (kind, addr, size, cells), value, fatal = packed
         operand = (None, tuple(Spot(*cell) for cell in cells)) if kind == ops.WAIT else None
-        step = cls(key, cpu, Op(kind, ops.KIND_NAMES[kind], addr, size, None, operand))
-        step.values = tuple(values)
+        step = cls(key, cpu, Op(kind, ops.KIND_NAMES[kind], addr, size, None, operand), value=value)
         step.fatal = fatal
         return step
 

@@ -10,30 +10,27 @@ from typing import Final, final
 
 from sim.strategies.steps import Packed, Step
 
-NO_VALUES: Final[tuple[int, ...]] = ()
-
 
 @final
 class Branch:
     """A step to take from some place on, and what is to follow it: a node of a wakeup tree."""
 
-    __slots__ = ("children", "step", "values")
+    __slots__ = ("children", "step")
 
-    def __init__(self, step: Step, values: tuple[int, ...]) -> None:
+    def __init__(self, step: Step) -> None:
         self.step: Final = step
-        self.values = values
         self.children: list[Branch] = []
 
     def packed(self) -> Packed:
         """The branch and all below it as plain data."""
         below = [branch.packed() for branch in self.children]
-        return [self.step.packed(), list(self.values), below]
+        return [self.step.packed(), below]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Branch:
         """The branch that was :meth:`packed`."""
-        step, values, below = packed
-        branch = cls(Step.unpacked(step), tuple(values))
+        step, below = packed
+        branch = cls(Step.unpacked(step))
         branch.children = [cls.unpacked(one) for one in below]
         return branch
 
@@ -52,20 +49,20 @@ class Place:
         self.sleeping = sleeping
         self.tree = tree
 
-    def insert(self, sequence: list[Step], last: Branch) -> bool:
-        """See to it that `sequence` and then `last` are taken; False if that is asleep."""
+    def insert(self, sequence: list[Step]) -> bool:
+        """See to it that `sequence` is taken; False if that is asleep."""
         for asleep in self.sleeping:
-            if _initial(asleep, asleep.values, sequence, last) is not None:
+            if _initial(asleep, sequence) is not None:
                 return False
         tree = self.tree
         following = True
         while following:
             following = False
             for branch in tree:
-                found = _initial(branch.step, branch.values, sequence, last)
+                found = _initial(branch.step, sequence)
                 if found is None:
                     continue
-                if not branch.children or found == len(sequence):
+                if not branch.children or len(sequence) == 1:
                     return True  # all that can follow will be explored
                 if found >= 0:
                     del sequence[found]
@@ -73,31 +70,21 @@ class Place:
                 following = True
                 break
         for step in sequence:
-            branch = Branch(step, step.values)
+            branch = Branch(step)
             tree.append(branch)
             tree = branch.children
-        tree.append(last)
         return True
 
 
-def _initial(
-    step: Step, values: tuple[int, ...], sequence: Sequence[Step], last: Branch
-) -> int | None:
-    """Whether `step` can come first in `sequence` and `last`: where it is, -1 if it is not there.
+def _initial(step: Step, sequence: Sequence[Step]) -> int | None:
+    """Whether `step` can come first in `sequence`: where it is, -1 if it is not there.
 
     None: it cannot, for a dependent step comes before it.
     """
     key = step.key
     for at, other in enumerate(sequence):
         if other.key == key:
-            return at if _agree(values, other.values) else None
+            return at if other.value == step.value else None
         if step.meets(other):
             return None
-    if last.step.key == key:
-        return len(sequence) if _agree(values, last.values) else None
-    return None if step.meets(last.step) else -1
-
-
-def _agree(some: tuple[int, ...], others: tuple[int, ...]) -> bool:
-    common = min(len(some), len(others))
-    return some[:common] == others[:common]
+    return -1
