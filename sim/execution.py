@@ -16,7 +16,6 @@ it had.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast, final
 
 from sim import ops
@@ -45,18 +44,9 @@ Observer = Callable[[Event], None]
 _NUMBERS: Final = frozenset({int, bool})
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """What to go back to: how long the log and other lists were, the step, who took the last."""
-
-    log: int
-    step: int
-    last: Thread | None
-    findings: int
-    outcomes: int
-    keys: int
-    values: int
+#: What to go back to: length of the log, number of the step, who took the last one, and lengths
+#: of the lists of findings, outcomes, threads and values.
+_Mark = tuple[int, int, Thread | None, tuple[int, int, int, int]]
 
 
 @final
@@ -213,11 +203,13 @@ class Execution:
     def rewind(self, steps: int) -> None:
         """Go back to where `steps` visible steps had been taken, at least one ago."""
         assert self._log is not None
-        mark = self._marks[steps]
-        self._log.rewind(mark.log)
-        self.step, self._last, self.state = mark.step, mark.last, RUNNING
-        del self._marks[steps:], self.findings[mark.findings :], self.outcomes[mark.outcomes :]
-        del self.followed[0][mark.keys :], self.followed[1][mark.values :]
+        mark, self.step, self._last, lengths = self._marks[steps]
+        self._log.rewind(mark)
+        self.state = RUNNING
+        grown: tuple[list[Any], ...] = (self.findings, self.outcomes, *self.followed)
+        for items, length in zip(grown, lengths, strict=True):
+            del items[length:]
+        del self._marks[steps:]
         self._local.clear()
 
     def close(self) -> None:
@@ -262,17 +254,8 @@ class Execution:
             return None
         keys, values = self.followed
         if self._log is not None:
-            self._marks.append(
-                _Mark(
-                    len(self._log.entries),
-                    self.step,
-                    self._last,
-                    len(self.findings),
-                    len(self.outcomes),
-                    len(keys),
-                    len(values),
-                )
-            )
+            lengths = (len(self.findings), len(self.outcomes), len(keys), len(values))
+            self._marks.append((len(self._log.entries), self.step, self._last, lengths))
         if thread.pending is not None and thread.pending.kind != ops.CHOOSE:
             keys.append(thread.key)
         self._last = thread

@@ -50,9 +50,10 @@ class Log:
 
     def rewind(self, mark: int) -> None:
         """Take back what was written down since there were `mark` entries."""
-        entries = self.entries
-        while len(entries) > mark:
-            function, one, two, three = entries.pop()
+        taken_back = self.entries[mark:]
+        del self.entries[mark:]
+        taken_back.reverse()
+        for function, one, two, three in taken_back:
             function(one, two, three)
 
 

@@ -22,8 +22,6 @@ from sim.stack import function_of, unwind
 
 if TYPE_CHECKING:
     from sim.memory import Memory
-    from sim.ops import Op
-    from sim.threads import Thread
 
 DATA_RACE: Final = "data-race"
 
@@ -43,21 +41,21 @@ _CONFLICTS: Final = (
 
 @final
 class _Access:
-    """The last access of one kind by one thread to one place; the next one changes it."""
+    """The last access of one kind by one thread to one place."""
 
     __slots__ = ("function", "kind", "op", "place", "stack", "step", "thread", "time")
 
-    time: int
-    step: int
-    op: Op[Any]
-    function: str
-    stack: Stack
-
-    def __init__(self, place: _Place, kind: int, thread: Thread) -> None:
+    def __init__(
+        self, place: _Place, kind: int, time: int, event: Event, function: str, stack: Stack
+    ) -> None:
         self.place: Final = place
         self.kind: Final = kind
-        self.thread: Final = thread
-        self.time = 0
+        self.time: Final = time
+        self.thread: Final = event.thread
+        self.step: Final = event.step
+        self.op: Final = event.op
+        self.function: Final = function
+        self.stack: Final = stack
 
     def detail(self) -> Detail:
         """The access as KCSAN describes it."""
@@ -130,25 +128,18 @@ class DataRace:
         place = self._places.get(addr << 4 | size)
         if place is None:
             place = self._new_place(addr, size)
-        thread = event.thread
+        thread, op = event.thread, event.op
         index = thread.index
         time = self._order.time
-        mine = place.accesses[kind].get(index)
+        accesses = place.accesses[kind]
+        mine = accesses.get(index)
         if mine is not None and mine.time == time:
             return None
         if self._log is not None:
-            self._log.item(place.accesses[kind], index)
-            mine = None
-        if mine is None:
-            mine = place.accesses[kind][index] = _Access(place, kind, thread)
-        mine.time = time
-        mine.step = event.step
-        mine.op = event.op
-        mine.function = function_of(thread, event.op)
-        if self._memory.stacks:
-            mine.stack = unwind(thread)
-        else:
-            mine.stack = ()
+            self._log.item(accesses, index)
+        function = op.function or function_of(thread, op)
+        stack = unwind(thread) if self._memory.stacks else ()
+        mine = accesses[index] = _Access(place, kind, time, event, function, stack)
         racing = self._unordered(place, kind, index)
         for other in place.overlaps:
             racing += self._unordered(other, kind, index)

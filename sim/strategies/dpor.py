@@ -229,9 +229,11 @@ class Dpor:
             place.tree.append(Branch(step))
         if len(self._places) > self._at:
             return  # known from a search that this one goes on with
-        asleep = [
-            other for other in place.sleeping if other.key != step.key and not other.meets(step)
-        ]
+        asleep = place.sleeping
+        if asleep:
+            asleep = [one for one in asleep if one.key != step.key and not one.meets(step)]
+        else:
+            asleep = []
         self._places.append(Place(asleep, place.tree[0].children))
 
 

@@ -162,9 +162,9 @@ class History:
         """Keep what a step leaves behind for later ones."""
         index = len(self.steps) - 1
         op, kind = step.op, step.op.kind
-        if kind in ops.WRITING:
+        if step.writes:
             self._wrote(self.spot(op.addr, op.size), index)
-        elif kind in ops.MEMORY:
+        elif step.memory:
             self._read(self.spot(op.addr, op.size), step.number, index)
         elif kind == ops.WAIT:
             for cell in op.operand[1]:

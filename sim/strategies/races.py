@@ -43,9 +43,10 @@ class Races:
         racing: list[int] = []
         ordered: list[int] = []
         self._look(step, clock, racing, ordered, event.result)
-        step.races = self._direct(racing)
-        for other in racing:
-            join(clock, self._steps[other].clock)
+        if racing:
+            step.races = self._direct(racing)
+            for other in racing:
+                join(clock, self._steps[other].clock)
         for other in ordered:
             join(clock, self._steps[other].clock)
         clock[step.number] = step.time
@@ -63,10 +64,11 @@ class Races:
         result  of the step; None: it has not been taken
         """
         op, kind = step.op, step.op.kind
-        if kind in ops.MEMORY:
+        if step.memory:
             spot = self._spot(op.addr, op.size)
-            for near in (spot, *spot.overlaps):
-                self._meet(near, step, clock, racing, write=kind in ops.WRITING)
+            self._meet(spot, step, clock, racing, write=step.writes)
+            for near in spot.overlaps:
+                self._meet(near, step, clock, racing, write=step.writes)
             if kind == ops.LOCK:
                 self._possible(step, clock, racing, ordered, spot)
         elif kind == ops.WAIT:
@@ -113,8 +115,12 @@ class Races:
 
     def _meet(self, spot: Spot, step: Step, clock: Clock, found: list[int], *, write: bool) -> None:
         """The last steps at `spot` on which a read or a write there depends."""
+        steps, number = self._steps, step.number
         if spot.writes:
-            self._new(step, clock, found, spot.writes[-1:])
+            at = spot.writes[-1]
+            last = steps[at]
+            if last.number != number and last.time > clock[last.number]:
+                found.append(at)
         if write and spot.readers:
             self._new(step, clock, found, spot.readers.values())
 
