@@ -117,8 +117,11 @@ class Dpor:
         steps = self._history.steps
         for index in range(self.kept, len(steps)):
             step = steps[index]
+            second = step
+            if step.fatal:  # not where it comes before what it races with
+                second = Step(step.key, step.cpu, step.op, step.number)
             for first in step.races:
-                self._insert(first, step)
+                self._insert(first, second)
             if step.op.kind == ops.CHOOSE:
                 for value in range(step.op.operand):
                     if value != step.value:

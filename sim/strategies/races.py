@@ -131,18 +131,18 @@ class Races:
         if not spot.writes:
             return
         last = spot.writes[-1]
-        if last in racing and not self._was_free(last):
-            racing.remove(last)
+        if last in racing and not self._was_free(last, spot):
+            racing[:] = [at for at in racing if not self._history.is_after(at, last)]
             ordered.append(last)
             for at in reversed(spot.writes):
-                if self._was_free(at):
+                if self._was_free(at, spot):
                     self._new(step, clock, racing, (at,))
                     break
 
-    def _was_free(self, index: int) -> bool:
+    def _was_free(self, index: int, spot: Spot) -> bool:
         """Whether the lock or CPU that step `index` wrote was free before it."""
         step = self._steps[index]
-        if step.op.kind in ops.MEMORY:
+        if step.op.kind in ops.MEMORY and step.op.addr == spot.addr:
             return step.before is None
         return step.op.kind == ops.CPU_HOLD
 
@@ -230,10 +230,13 @@ class Races:
     def pending_races(self) -> Iterator[tuple[int, Step]]:
         """Races with the steps that threads stand before at the end."""
         last = len(self._steps) - 1
+        end = self._steps[last]
+        if end.fatal:
+            yield from ((first, end) for first in self._unordered(end))
         for step in self._pending:
             own = self._history.of[step.number]
             before = own[-1] if own else self._history.born.get(step.number, 0)
-            if before == last or step.op.kind in (ops.GP_END, ops.JOIN):
+            if (end.fatal and before == last) or step.op.kind in (ops.GP_END, ops.JOIN):
                 continue  # what they wait for is a matter of other races
             if self._steps[last].fatal and self._was_able(step):
                 yield last, step
@@ -244,6 +247,14 @@ class Races:
                 racing = [at for at in racing if self._steps[at].op.kind in ops.WRITING]
             for first in self._direct(racing):
                 yield first, step
+
+    def _unordered(self, end: Step) -> list[int]:
+        """The last steps of other threads that do not happen before `end`, which is fatal."""
+        clock = end.clock + [0] * (len(self._history.of) - len(end.clock))
+        found: list[int] = []
+        for own in self._history.of:
+            self._new(end, clock, found, own[-1:])
+        return self._direct(found)
 
     def _was_able(self, step: Step) -> bool:
         """Whether a pending step could have been taken before the last step."""
