@@ -1,15 +1,23 @@
-"""Counts the executions of small programs up to the order of independent steps, in two ways.
+"""What makes two executions equal up to the order of independent steps; two ways to count.
 
+:func:`order` is that definition, for every test: executions are told apart by the order of their
+dependent steps (Mazurkiewicz, "Trace Theory", 1987), taken from `ops.dependent` alone.
 :func:`by_enumeration` runs every interleaving.  :func:`by_reversal` starts with one execution and,
 for every two steps of one that it has met that depend on each other, runs one in which they change
-places, until nothing new comes.  Both tell executions apart by the order of their dependent steps
-(Mazurkiewicz, "Trace Theory", 1987), taken from `ops.dependent` alone; neither is a search of
-rcusim's, so that they can be held against one.
+places, until nothing new comes.  Neither is a search of rcusim's, so that they can be held against
+one.
+
+Only visible steps are compared.  So the end of a section (`ops.LOCAL`) and the end of a grace
+period are compared through the order of SECTION_BEGIN and GP_START alone: that decides whether
+the grace period waits for the section, hence in which order the two ends come.  One that starts
+after a section has ended and one that starts before, in an order of SECTION_BEGIN and GP_START
+that is the same, are the same: nobody could tell.  Likewise the end of a thread and a JOIN.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from sim import ops
 from sim.choosing import Strategy
@@ -19,15 +27,52 @@ from sim.hosts import direct
 from sim.memory import Memory
 from sim.ops import Op
 from sim.strategies.dfs import Dfs
-from sim.threads import Thread
+from sim.threads import Cpu, Thread
 from sim.workload import Program
-
-#: A step or, at the end of a deadlock, what a thread waits for: its thread, how many steps the
-#: thread took before, the operation.
-Step = tuple[str, int, Op[Any]]
 
 #: Pairs of dependent steps of two threads, the earlier one first, as (thread, number).
 Order = frozenset[tuple[str, int, str, int]]
+
+
+class Step(NamedTuple):
+    """A step or, at the end of a deadlock, what a thread waits for.
+
+    nth  how many steps the thread took before
+    """
+
+    thread: str
+    nth: int
+    op: Op[Any]
+    cpu: Cpu | None = None
+
+    def meets(self, other: "Step") -> bool:
+        """Whether this step and the other are of two threads and may not change places."""
+        return self.thread != other.thread and ops.dependent(
+            self.op, other.op, same_cpu=self.cpu is not None and self.cpu is other.cpu
+        )
+
+
+def visible(events: Iterable[Event]) -> list[Step]:
+    """The steps that take part in the order."""
+    steps: list[Step] = []
+    taken: dict[str, int] = {}
+    for event in events:
+        if event.op.kind not in ops.LOCAL:
+            name = event.thread.name
+            nth = taken.get(name, 0)
+            taken[name] = nth + 1
+            steps.append(Step(name, nth, event.op, event.thread.cpu))
+    return steps
+
+
+def order(steps: Sequence[Step]) -> Order:
+    """The order of the steps that depend on each other: equal for equivalent executions."""
+    return frozenset(
+        (earlier.thread, earlier.nth, later.thread, later.nth)
+        for at, later in enumerate(steps)
+        for earlier in steps[:at]
+        if earlier.meets(later)
+    )
 
 
 @final
@@ -41,13 +86,8 @@ class Ran:
 
     @property
     def order(self) -> Order:
-        """The order of the steps that depend on each other: equal for equivalent executions."""
-        return frozenset(
-            (one, m, other, n)
-            for at, (other, n, later) in enumerate(self.steps)
-            for one, m, earlier in self.steps[:at]
-            if one != other and ops.dependent(earlier, later)
-        )
+        """See `order`."""
+        return order(self.steps)
 
 
 @final
@@ -85,23 +125,17 @@ class Schedule:
 
 def run(program: Program, strategy: Strategy) -> Ran:
     """Run `program` once, without detectors."""
-    steps: list[Step] = []
-    taken: dict[str, int] = {}
-    waiting: tuple[Step, ...] = ()
-
-    def observe(event: Event) -> None:
-        nonlocal waiting
-        name = event.thread.name
-        if event.op.kind not in ops.LOCAL:
-            steps.append((name, taken.get(name, 0), event.op))
-            taken[name] = taken.get(name, 0) + 1
-        elif event.snapshot is not None:
-            stuck = [(it.thread.name, it.op) for it in event.snapshot.waiting]
-            waiting = tuple((name, taken.get(name, 0), op) for name, op in stuck)
-
+    events: list[Event] = []
     memory = Memory()
-    execution = Execution(program.main(memory), memory, strategy, observer=observe)
+    execution = Execution(program.main(memory), memory, strategy, observer=events.append)
     direct.run(execution)
+    steps = visible(events)
+    taken = Counter(step.thread for step in steps)
+    snapshot = events[-1].snapshot
+    waiting = tuple(
+        Step(stuck.thread.name, taken[stuck.thread.name], stuck.op)
+        for stuck in (snapshot.waiting if snapshot is not None else ())
+    )
     return Ran(tuple(steps), waiting, execution.state)
 
 
@@ -144,13 +178,13 @@ def _reversals(ran: Ran) -> list[tuple[str, ...]]:
     steps = ran.steps + ran.waiting
     after = [_after(ran.steps, at) for at in range(len(ran.steps))]
     schedules = []
-    for late, (other, n, later) in enumerate(steps):
-        for early, (one, _, earlier) in enumerate(ran.steps[:late]):
-            if one == other or not ops.dependent(earlier, later):
+    for late, later in enumerate(steps):
+        for early, earlier in enumerate(ran.steps[:late]):
+            if not earlier.meets(later):
                 continue
             kept = [at for at in range(min(late, len(ran.steps))) if at not in after[early]]
-            if sum(steps[at][0] == other for at in kept) == n:
-                schedules.append((*(steps[at][0] for at in kept), other))
+            if sum(steps[at].thread == later.thread for at in kept) == later.nth:
+                schedules.append((*(steps[at].thread for at in kept), later.thread))
     return schedules
 
 
@@ -158,7 +192,7 @@ def _after(steps: Sequence[Step], early: int) -> set[int]:
     """The step and those that happen after it."""
     after = {early}
     for at in range(early + 1, len(steps)):
-        name, _, op = steps[at]
-        if any(steps[b][0] == name or ops.dependent(steps[b][2], op) for b in after):
+        step = steps[at]
+        if any(steps[b].thread == step.thread or steps[b].meets(step) for b in after):
             after.add(at)
     return after

@@ -101,7 +101,7 @@ def test_the_main_thread_takes_no_step_that_others_could_notice(name: str, n: in
     strategy.begin()
     ran: Ran = run(program(name, {"n": n}), strategy)
 
-    assert "main" not in [thread for thread, _, _ in ran.steps]
+    assert "main" not in [step.thread for step in ran.steps]
 
 
 BENCHMARKS = [
