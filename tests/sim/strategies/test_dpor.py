@@ -1,0 +1,245 @@
+"""Optimal DPOR runs one execution of every class of executions, and nothing else.
+
+Random small programs are explored by it and by brute force; both must see the same outcomes, the
+same findings and the same classes (`tests.sim.strategies.against_dfs`).  What a class is:
+`tests.sim.classes`; in short, the order of dependent visible steps.  The end of a section and the
+end of a grace period are not compared, for the order of SECTION_BEGIN and GP_START decides in which
+order they come: `History._ended` counts on that.
+
+That these tests can fail is shown in tests/quality/test_dpor_mutants.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis.strategies import SearchStrategy
+
+from sim.cells import Cell, Struct, cell
+from sim.errors import NondeterminismError
+from sim.execution import Execution
+from sim.explore import Budget, Explorer
+from sim.hosts import direct
+from sim.macros import READ_ONCE, WRITE_ONCE, choose
+from sim.memory import Memory
+from sim.strategies.dpor import Dpor
+from sim.threads import Body, spawn
+from sim.workload import find
+from tests.programs.code import (
+    Await,
+    Call,
+    Choose,
+    Follow,
+    Fork,
+    Held,
+    Locked,
+    Program,
+    Publish,
+    Read,
+    Reader,
+    Retire,
+    Sleep,
+    Synchronize,
+    Time,
+    When,
+    Write,
+)
+from tests.programs.drawing import ALL, Features, only, programs
+from tests.programs.running import TooMany
+from tests.sim.strategies.against_dfs import difference
+
+SETTINGS = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+MANY = 1000  # programs of each group in the slow test
+FEW = 50
+
+#: The features of programs, how many threads, instructions of a thread, instructions in all.
+#: Shared CPUs are left out: nothing is claimed of them, see below.
+GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
+    "memory": (only("accesses", "atomics", "fences"), (2, 4), 3, 7),
+    "locks": (only("locks", "atomics"), (2, 4), 3, 7),
+    "grace periods": (only("accesses", "sections"), (2, 4), 2, 6),
+    "calls after grace periods": (only("accesses", "sections", "forks"), (2, 3), 2, 6),
+    "nested forks": (only("accesses", "forks", "locks"), (2, 3), 3, 8),
+    "choices": (only("accesses", "choices", "atomics"), (2, 4), 3, 7),
+    "waits": (only("accesses", "waits", "atomics"), (2, 4), 3, 7),
+    "objects and bytes": (only("objects", "sections", "regions"), (2, 3), 2, 5),
+    "time": (only("accesses", "time", "locks"), (2, 4), 3, 6),
+    "all": (replace(ALL, cpus=False), (2, 4), 3, 8),
+}
+
+
+def group(name: str) -> SearchStrategy[Program]:
+    features, threads, length, weight = GROUPS[name]
+    return programs(features, threads=threads, length=length, weight=weight)
+
+
+def check(name: str, number: int) -> None:
+    """Hold DPOR against brute force on `number` programs of that group."""
+    tried = 0
+
+    @settings(SETTINGS, max_examples=number)
+    @given(group(name))
+    def like_brute_force(program: Program) -> None:
+        nonlocal tried
+        try:
+            told = difference(program)
+        except TooMany:
+            assume(False)
+        assert told == ""
+        tried += 1
+
+    like_brute_force()
+
+    assert tried >= number, tried  # those with too many interleavings do not count
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_small_programs_are_explored_as_by_brute_force(name: str) -> None:
+    check(name, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUPS)
+def test_many_programs_are_explored_as_by_brute_force(name: str) -> None:
+    check(name, MANY)
+
+
+READ, WRITE = Read("x"), Write("x", 1)
+
+EXAMPLES = {
+    "a fork within a fork": Program(((Fork((WRITE, Fork((READ,)))),), (WRITE,))),
+    "a fork that is joined": Program(((Fork((WRITE,), joined=True), READ), (Write("x", 2),))),
+    "a call after a grace period": Program(
+        ((Reader("rcu", (READ,)),), (Call("rcu", (WRITE,)), READ))
+    ),
+    "a call that forks": Program(((Reader("rcu", (READ,)),), (Call("rcu", (Fork((WRITE,)),)),))),
+    "a choice at once": Program(((Choose(3), When(1, (WRITE,))), (READ,))),
+    "a choice within a choice": Program(
+        ((Choose(), When(1, (Choose(), When(1, (WRITE,))))), (READ, When(1, (Choose(),))))
+    ),
+    "a choice that nobody sees": Program(((Choose(), Choose()), (Choose(),))),
+    "somebody waits": Program(((Await("x", 2),), (WRITE, Write("x", 2)), (Write("x", 0),))),
+    "two wait for each other": Program(((Await("x"), Write("y", 1)), (Await("y"), WRITE))),
+    "sleepers": Program(((Sleep(5), WRITE), (Sleep(10), READ), (Sleep(5), Time()))),
+    "nested conditions": Program(
+        ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))
+    ),
+    "deadlock of locks": Program(
+        ((Locked("a", (Locked("b", (READ,)),)),), (Locked("b", (Locked("a", (WRITE,)),)),))
+    ),
+    "attempts": Program(((Locked("a", (WRITE,), True),), (Locked("a", (READ,)),))),
+    "two grace periods": Program(
+        ((Reader("rcu", (READ,)), WRITE), (Synchronize("rcu"), Synchronize("rcu"), READ))
+    ),
+    # Deadlock, where the last step is of the thread that could have had the lock first.
+    "stuck behind the last step": Program(
+        ((Locked("a", (Await("x"),)),), (READ, Locked("a", (READ,))))
+    ),
+    # A use after free that could have come before the steps of a third, uninvolved thread.
+    "fatal before the others": Program(
+        ((Synchronize("rcu"),), (Retire("p"),), (Publish("p"), Follow("p")))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_explored_as_by_brute_force(name: str) -> None:
+    assert difference(EXAMPLES[name], limit=1000) == ""
+
+
+@pytest.mark.xfail(
+    reason="what has to wait for a CPU, and races with steps of its holder, is not understood"
+)
+@pytest.mark.parametrize(
+    "program",
+    [
+        Program(((READ,), (Held((READ,)),)), cpus=(0, 0)),
+        Program(((Held((READ,)),), (READ,)), cpus=(0, 0)),
+    ],
+)
+def test_programs_that_share_a_cpu_are_explored_as_by_brute_force(program: Program) -> None:
+    """Nothing is claimed of them: `Result.shared_cpu` keeps them from being proved."""
+    assert difference(program) == ""
+
+
+# -- determinism ---------------------------------------------------------------------------------
+
+
+class Shared(Struct):
+    x: Cell[int] = cell(0)
+
+
+Main = Callable[[], Body]
+
+
+def run_all(main: Callable[[Memory], Main]) -> Dpor:
+    strategy = Dpor()
+    while strategy.begin():
+        memory = Memory()
+        direct.run(Execution(main(memory), memory, strategy))
+    return strategy
+
+
+def test_threads_that_depend_on_earlier_executions_are_noticed() -> None:
+    runs: list[int] = []
+
+    def program(memory: Memory) -> Main:
+        shared = memory.static(Shared)
+        runs.append(1)
+
+        async def writes() -> None:
+            await WRITE_ONCE(shared.x, 1)
+
+        async def main() -> None:
+            for _ in range(2 if len(runs) == 1 else 1):
+                await spawn(writes)
+
+        return main
+
+    with pytest.raises(NondeterminismError, match="state kept between executions"):
+        run_all(program)
+
+
+def test_choices_that_depend_on_earlier_executions_are_noticed() -> None:
+    runs: list[int] = []
+
+    def program(memory: Memory) -> Main:
+        shared = memory.static(Shared)
+        runs.append(1)
+
+        async def chooses() -> None:
+            await READ_ONCE(shared.x)
+            await choose(3 if len(runs) < 3 else 2)
+
+        async def main() -> None:
+            await spawn(chooses)
+
+        return main
+
+    with pytest.raises(NondeterminismError, match="now has 2"):
+        run_all(program)
+
+
+def test_a_search_that_is_interrupted_is_not_complete() -> None:
+    strategy = Dpor()
+    explorer = Explorer(find("counter").prepare({"k": 2}), strategy, Budget(executions=33))
+    result = explorer.explore()
+
+    assert not strategy.complete
+    assert not result.complete
+    assert result.verdict == "inconclusive"
+
+
+def test_one_that_has_just_begun_its_last_execution_is_not_complete() -> None:
+    result = Explorer(find("counter").prepare(), Dpor(), Budget(executions=4)).explore()
+    assert (result.complete, result.verdict) == (False, "inconclusive")
+
+    result = Explorer(find("counter").prepare(), Dpor(), Budget(executions=5)).explore()
+    assert (result.complete, result.verdict) == (True, "proved")
