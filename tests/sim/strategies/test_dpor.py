@@ -9,8 +9,12 @@ order they come: `History._ended` counts on that.
 That these tests can fail is shown in tests/quality/test_dpor_mutants.py.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -49,6 +53,7 @@ from tests.programs.drawing import ALL, Features, only, programs
 from tests.programs.running import TooMany
 from tests.sim.strategies.against_dfs import difference
 
+ROOT = Path(__file__).parents[3]
 SETTINGS = settings(
     derandomize=True,
     deadline=None,
@@ -243,3 +248,36 @@ def test_one_that_has_just_begun_its_last_execution_is_not_complete() -> None:
 
     result = Explorer(find("counter").prepare(), Dpor(), Budget(executions=5)).explore()
     assert (result.complete, result.verdict) == (True, "proved")
+
+
+def test_the_same_executions_in_every_process() -> None:
+    """Whatever the hash of a string is: every choice of every execution is the same."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", TELLS],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "4711")
+    }
+
+    assert len(told) == 1
+    assert len(told.pop().splitlines()) == 49 + 34
+
+
+TELLS = """
+from sim.run import run_once
+from sim.strategies.dpor import Dpor
+from sim.workload import find
+
+for program in (
+    find("inner_map_replace").prepare({}, version="6.8"),
+    find("counter").prepare({"k": 2}),
+):
+    strategy = Dpor()
+    while strategy.begin():
+        print(run_once(program, strategy).execution.choices)
+"""
