@@ -30,3 +30,61 @@ PROVED_SLOW: list[Case] = [
     ("inner_map_replace", "6.8", {"readers": "2"}, 343),
 ]
 RANDOM = 2000  # random executions to compare with
+
+
+def explored(name: str, version: str, params: dict[str, str]) -> dict[str, Any]:
+    """What the command tells about a complete search."""
+    given = [f"--param={key}={value}" for key, value in params.items()]
+    done = subprocess.run(  # our own command
+        [str(RCUSIM), "explore", name, "--kernel", version, "--strategy", "dpor", "--json", *given],
+        capture_output=True,
+        text=True,
+        cwd=tempfile.mkdtemp(prefix="rcusim-test-"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def assert_proved(name: str, version: str, params: dict[str, str], number: int) -> None:
+    told = explored(name, version, params)
+    assert told["verdict"] == "proved"
+    assert told["complete"]
+    assert (told["executions"], told["blocked"], told["redundant"]) == (number, 0, 0)
+    assert told["findings"] == []
+
+
+def explore(name: str, version: str, params: dict[str, str], executions: int | None) -> Result:
+    """All executions, or so many random ones."""
+    strategy = Dpor() if executions is None else RandomWalk(0)
+    program = find(name).prepare(params, version=version)
+    return Explorer(program, strategy, Budget(executions=executions, seconds=600)).explore()
+
+
+@pytest.mark.parametrize(("name", "version", "params", "number"), PROVED)
+def test_proved(name: str, version: str, params: dict[str, str], number: int) -> None:
+    assert_proved(name, version, params, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "version", "params", "number"), PROVED_SLOW)
+def test_proved_slow(name: str, version: str, params: dict[str, str], number: int) -> None:
+    assert_proved(name, version, params, number)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "params", "executions"),
+    [
+        *((*case[:3], RANDOM // 20) for case in PROVED),
+        *(pytest.param(*case[:3], RANDOM, marks=pytest.mark.slow) for case in PROVED + PROVED_SLOW),
+    ],
+)
+def test_random_executions_come_to_nothing_else(
+    name: str, version: str, params: dict[str, str], executions: int
+) -> None:
+    complete = explore(name, version, params, None)
+    random = explore(name, version, params, executions)
+
+    assert complete.verdict == "proved"
+    assert random.outcomes.keys() <= complete.outcomes.keys()
