@@ -30,28 +30,11 @@ from sim.memory import Memory
 from sim.strategies.dpor import Dpor
 from sim.threads import Body, spawn
 from sim.workload import find
-from tests.programs.code import (
-    Await,
-    Call,
-    Choose,
-    Follow,
-    Fork,
-    Held,
-    Locked,
-    Program,
-    Publish,
-    Read,
-    Reader,
-    Retire,
-    Sleep,
-    Synchronize,
-    Time,
-    When,
-    Write,
-)
+from tests.programs.code import Held, Program
 from tests.programs.drawing import ALL, Features, only, programs
 from tests.programs.running import TooMany
 from tests.sim.strategies.against_dfs import difference
+from tests.sim.strategies.examples import EXAMPLES, READ
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = settings(
@@ -114,44 +97,6 @@ def test_small_programs_are_explored_as_by_brute_force(name: str) -> None:
 @pytest.mark.parametrize("name", GROUPS)
 def test_many_programs_are_explored_as_by_brute_force(name: str) -> None:
     check(name, MANY)
-
-
-READ, WRITE = Read("x"), Write("x", 1)
-
-EXAMPLES = {
-    "a fork within a fork": Program(((Fork((WRITE, Fork((READ,)))),), (WRITE,))),
-    "a fork that is joined": Program(((Fork((WRITE,), joined=True), READ), (Write("x", 2),))),
-    "a call after a grace period": Program(
-        ((Reader("rcu", (READ,)),), (Call("rcu", (WRITE,)), READ))
-    ),
-    "a call that forks": Program(((Reader("rcu", (READ,)),), (Call("rcu", (Fork((WRITE,)),)),))),
-    "a choice at once": Program(((Choose(3), When(1, (WRITE,))), (READ,))),
-    "a choice within a choice": Program(
-        ((Choose(), When(1, (Choose(), When(1, (WRITE,))))), (READ, When(1, (Choose(),))))
-    ),
-    "a choice that nobody sees": Program(((Choose(), Choose()), (Choose(),))),
-    "somebody waits": Program(((Await("x", 2),), (WRITE, Write("x", 2)), (Write("x", 0),))),
-    "two wait for each other": Program(((Await("x"), Write("y", 1)), (Await("y"), WRITE))),
-    "sleepers": Program(((Sleep(5), WRITE), (Sleep(10), READ), (Sleep(5), Time()))),
-    "nested conditions": Program(
-        ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))
-    ),
-    "deadlock of locks": Program(
-        ((Locked("a", (Locked("b", (READ,)),)),), (Locked("b", (Locked("a", (WRITE,)),)),))
-    ),
-    "attempts": Program(((Locked("a", (WRITE,), True),), (Locked("a", (READ,)),))),
-    "two grace periods": Program(
-        ((Reader("rcu", (READ,)), WRITE), (Synchronize("rcu"), Synchronize("rcu"), READ))
-    ),
-    # Deadlock, where the last step is of the thread that could have had the lock first.
-    "stuck behind the last step": Program(
-        ((Locked("a", (Await("x"),)),), (READ, Locked("a", (READ,))))
-    ),
-    # A use after free that could have come before the steps of a third, uninvolved thread.
-    "fatal before the others": Program(
-        ((Synchronize("rcu"),), (Retire("p"),), (Publish("p"), Follow("p")))
-    ),
-}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

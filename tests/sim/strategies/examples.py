@@ -1,0 +1,57 @@
+"""Small programs that a complete search has to get right, each for a reason of its own."""
+
+from tests.programs.code import (
+    Await,
+    Call,
+    Choose,
+    Follow,
+    Fork,
+    Locked,
+    Program,
+    Publish,
+    Read,
+    Reader,
+    Retire,
+    Sleep,
+    Synchronize,
+    Time,
+    When,
+    Write,
+)
+
+READ, WRITE = Read("x"), Write("x", 1)
+
+EXAMPLES = {
+    "a fork within a fork": Program(((Fork((WRITE, Fork((READ,)))),), (WRITE,))),
+    "a fork that is joined": Program(((Fork((WRITE,), joined=True), READ), (Write("x", 2),))),
+    "a call after a grace period": Program(
+        ((Reader("rcu", (READ,)),), (Call("rcu", (WRITE,)), READ))
+    ),
+    "a call that forks": Program(((Reader("rcu", (READ,)),), (Call("rcu", (Fork((WRITE,)),)),))),
+    "a choice at once": Program(((Choose(3), When(1, (WRITE,))), (READ,))),
+    "a choice within a choice": Program(
+        ((Choose(), When(1, (Choose(), When(1, (WRITE,))))), (READ, When(1, (Choose(),))))
+    ),
+    "a choice that nobody sees": Program(((Choose(), Choose()), (Choose(),))),
+    "somebody waits": Program(((Await("x", 2),), (WRITE, Write("x", 2)), (Write("x", 0),))),
+    "two wait for each other": Program(((Await("x"), Write("y", 1)), (Await("y"), WRITE))),
+    "sleepers": Program(((Sleep(5), WRITE), (Sleep(10), READ), (Sleep(5), Time()))),
+    "nested conditions": Program(
+        ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))
+    ),
+    "deadlock of locks": Program(
+        ((Locked("a", (Locked("b", (READ,)),)),), (Locked("b", (Locked("a", (WRITE,)),)),))
+    ),
+    "attempts": Program(((Locked("a", (WRITE,), True),), (Locked("a", (READ,)),))),
+    "two grace periods": Program(
+        ((Reader("rcu", (READ,)), WRITE), (Synchronize("rcu"), Synchronize("rcu"), READ))
+    ),
+    # Deadlock, where the last step is of the thread that could have had the lock first.
+    "stuck behind the last step": Program(
+        ((Locked("a", (Await("x"),)),), (READ, Locked("a", (READ,))))
+    ),
+    # A use after free that could have come before the steps of a third, uninvolved thread.
+    "fatal before the others": Program(
+        ((Synchronize("rcu"),), (Retire("p"),), (Publish("p"), Follow("p")))
+    ),
+}
