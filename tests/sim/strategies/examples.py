@@ -32,6 +32,9 @@ EXAMPLES = {
     "a choice within a choice": Program(
         ((Choose(), When(1, (Choose(), When(1, (WRITE,))))), (READ, When(1, (Choose(),))))
     ),
+    "a choice, and a race that is asleep with another value": Program(
+        ((READ, Choose()), (Read("y"),), (Write("y", 1), WRITE))
+    ),
     "a choice that nobody sees": Program(((Choose(), Choose()), (Choose(),))),
     "somebody waits": Program(((Await("x", 2),), (WRITE, Write("x", 2)), (Write("x", 0),))),
     "two wait for each other": Program(((Await("x"), Write("y", 1)), (Await("y"), WRITE))),

@@ -107,16 +107,11 @@ def test_an_example_is_explored_as_by_brute_force(name: str) -> None:
 @pytest.mark.xfail(
     reason="what has to wait for a CPU, and races with steps of its holder, is not understood"
 )
-@pytest.mark.parametrize(
-    "program",
-    [
-        Program(((READ,), (Held((READ,)),)), cpus=(0, 0)),
-        Program(((Held((READ,)),), (READ,)), cpus=(0, 0)),
-    ],
-)
-def test_programs_that_share_a_cpu_are_explored_as_by_brute_force(program: Program) -> None:
-    """Nothing is claimed of them: `Result.shared_cpu` keeps them from being proved."""
-    assert difference(program) == ""
+def test_a_program_that_shares_a_cpu_is_explored_as_by_brute_force() -> None:
+    """Nothing is claimed of such programs: `Result.shared_cpu` keeps them from being proved."""
+    holds_it, reads = (Held((READ,)),), (READ,)
+
+    assert difference(Program((holds_it, reads), cpus=(0, 0))) == ""
 
 
 # -- determinism ---------------------------------------------------------------------------------
@@ -173,7 +168,7 @@ def test_choices_that_depend_on_earlier_executions_are_noticed() -> None:
 
         return main
 
-    with pytest.raises(NondeterminismError, match="now has 2"):
+    with pytest.raises(NondeterminismError, match="a choice had more than 2 values"):
         run_all(program)
 
 
