@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, settings
 
 from sim import ops
-from sim.strategies.dpor import Branch, Dpor
-from sim.strategies.races import History
-from sim.strategies.steps import Race, Spot, Spots, Step
+from sim.strategies.dpor import Dpor
+from sim.strategies.history import History
+from sim.strategies.races import Races
+from sim.strategies.steps import Spot, Spots, Step
 from tests.programs.code import Program
 from tests.programs.drawing import Features, only, programs
 from tests.programs.running import TooMany
@@ -40,12 +41,11 @@ WAITS = only("accesses", "waits")
 OBJECTS = only("objects")
 
 meets = Step.meets
-look = History._look
-note = History._note
-direct = History._direct
-chose = History.chose
-ended = History.ended
-new = History._new
+look = Races._look
+note = History.note
+direct = Races._direct
+ended = Races.ended
+new = Races._new
 insert = Dpor._insert
 at = Spots.at
 
@@ -62,11 +62,11 @@ def asleep_only(kind: int) -> Mutation:
 def unseen(kind: int) -> Mutation:
     """Steps of that kind race with no earlier step, nor come after any."""
 
-    def mutant(self: History, step: Step, *args: Any) -> None:
+    def mutant(self: Races, step: Step, *args: Any) -> None:
         if step.op.kind != kind:
             look(self, step, *args)
 
-    return lambda patch: patch.setattr(History, "_look", mutant)
+    return lambda patch: patch.setattr(Races, "_look", mutant)
 
 
 def unnoted(kind: int) -> Mutation:
@@ -76,7 +76,7 @@ def unnoted(kind: int) -> Mutation:
         if step.op.kind != kind:
             note(self, step, *args)
 
-    return lambda patch: patch.setattr(History, "_note", mutant)
+    return lambda patch: patch.setattr(History, "note", mutant)
 
 
 def independent(kind: int) -> Mutation:
@@ -103,31 +103,31 @@ def no_overlap(patch: Patch) -> None:
 def drop_first_race(patch: Patch) -> None:
     """Of several races of a step, the first is forgotten."""
 
-    def mutant(self: History, racing: list[int]) -> list[int]:
+    def mutant(self: Races, racing: list[int]) -> list[int]:
         found = direct(self, racing)
         return found[1:] if len(found) > 1 else found
 
-    patch.setattr(History, "_direct", mutant)
+    patch.setattr(Races, "_direct", mutant)
 
 
 def drop_last_race(patch: Patch) -> None:
     """Of several races of a step, the last is forgotten."""
 
-    def mutant(self: History, racing: list[int]) -> list[int]:
+    def mutant(self: Races, racing: list[int]) -> list[int]:
         found = direct(self, racing)
         return found[:-1] if len(found) > 1 else found
 
-    patch.setattr(History, "_direct", mutant)
+    patch.setattr(Races, "_direct", mutant)
 
 
 def never_asleep(patch: Patch) -> None:
     """What sleeps is explored again."""
 
-    def mutant(self: Dpor, index: int, last: Branch) -> bool:
+    def mutant(self: Dpor, index: int, last: Step) -> None:
         place = self._places[index]
         kept, place.sleeping = place.sleeping, []
         try:
-            return insert(self, index, last)
+            insert(self, index, last)
         finally:
             place.sleeping = kept
 
@@ -137,8 +137,9 @@ def never_asleep(patch: Patch) -> None:
 def all_asleep(patch: Patch) -> None:
     """Where something sleeps, nothing is added."""
 
-    def mutant(self: Dpor, index: int, last: Branch) -> bool:
-        return not self._places[index].sleeping and insert(self, index, last)
+    def mutant(self: Dpor, index: int, last: Step) -> None:
+        if not self._places[index].sleeping:
+            insert(self, index, last)
 
     patch.setattr(Dpor, "_insert", mutant)
 
@@ -146,8 +147,9 @@ def all_asleep(patch: Patch) -> None:
 def half_of_the_places(parity: int) -> Mutation:
     """At every second place no other order is tried."""
 
-    def mutant(self: Dpor, index: int, last: Branch) -> bool:
-        return index % 2 == parity or insert(self, index, last)
+    def mutant(self: Dpor, index: int, last: Step) -> None:
+        if index % 2 != parity:
+            insert(self, index, last)
 
     return lambda patch: patch.setattr(Dpor, "_insert", mutant)
 
@@ -159,55 +161,60 @@ def without_what_leads_there(patch: Patch) -> None:
 
 def release_races(patch: Patch) -> None:
     """An acquisition races with the release that made it possible."""
-    patch.setattr(History, "_possible", lambda self, *args: None)
+    patch.setattr(Races, "_possible", lambda self, *args: None)
 
 
 def waits_race(patch: Patch) -> None:
     """A wait races with no write: it comes after those that made its predicate hold."""
 
-    def mutant(self: History, step: Step, clock: Any, racing: list[int], *rest: Any) -> None:
+    def mutant(self: Races, step: Step, clock: Any, racing: list[int], *rest: Any) -> None:
         wait(self, step, clock, [], *rest)
 
-    wait = History._wait
-    patch.setattr(History, "_wait", mutant)
+    wait = Races._wait
+    patch.setattr(Races, "_wait", mutant)
 
 
 def no_pending_races(patch: Patch) -> None:
     """What stuck threads stand before races with nothing."""
 
-    def mutant(self: History) -> Iterator[Race]:
+    def mutant(self: Races) -> Iterator[tuple[int, Step]]:
         return iter(())
 
-    patch.setattr(History, "pending_races", mutant)
+    patch.setattr(Races, "pending_races", mutant)
 
 
 def first_choices(patch: Patch) -> None:
     """Only the first value is ever chosen."""
-    patch.setattr(History, "chose", lambda self, value, n: chose(self, value, value + 1))
+
+    def mutant(self: Dpor, index: int, last: Step) -> None:
+        if last.op.kind != ops.CHOOSE:
+            insert(self, index, last)
+
+    patch.setattr(Dpor, "_insert", mutant)
 
 
 def not_fatal(patch: Patch) -> None:
     """A finding that ends an execution is like any other step."""
 
-    def mutant(self: History, threads: Sequence[Any], *, fatal: bool, stuck: bool) -> None:
+    def mutant(self: Races, threads: Sequence[Any], *, fatal: bool, stuck: bool) -> None:
         del fatal
         ended(self, threads, fatal=False, stuck=stuck)
 
-    patch.setattr(History, "ended", mutant)
+    patch.setattr(Races, "ended", mutant)
 
 
 def races_with_the_past(patch: Patch) -> None:
     """Steps that are ordered race, too."""
 
-    def mutant(self: History, step: Step, clock: Any, found: list[int], others: Any) -> None:
+    def mutant(self: Races, step: Step, clock: Any, found: list[int], others: Any) -> None:
         new(self, step, [0] * len(clock), found, others)
 
-    patch.setattr(History, "_new", mutant)
+    patch.setattr(Races, "_new", mutant)
 
 
 def grace_periods_unordered(patch: Patch) -> None:
     """A grace period does not end after the sections that it waited for."""
-    patch.setattr(History, "_ended", lambda self, op: iter(()))
+    patch.setattr(Races, "_ended", lambda self, op: iter(()))
 
 
 #: With the features of the programs that are tried; None: the examples.
