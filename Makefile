@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
 PEERS := .venv-peers
 
-.PHONY: help venv test test-slow check demo golden matrix bench bench-peers clean
+.PHONY: help native venv test test-slow check demo golden matrix bench bench-peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,7 +19,12 @@ venv: $(STAMP)  ## create .venv and install rcusim into it, editable, with the d
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/rcusim-compile
 	@touch $@
+
+# After a change in sim/ the Python files are used, until this has been run again.
+native: $(STAMP)  ## compile the engine's hot modules, if there is a C compiler
+	$(BIN)/rcusim-compile
 
 test: $(STAMP)  ## run the fast tests
 	$(BIN)/pytest -n 2 -m "not slow"

@@ -15,10 +15,10 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast, f
 
 from kernel_model.fixes import DEFAULT_VERSION, Fix, describe
 from sim.cells import Struct
+from sim.cpu import Cpu
 from sim.errors import MisuseError, UsageError
 from sim.memory import Memory
 from sim.sections import Domain
-from sim.threads import Cpu
 
 P = ParamSpec("P")
 R = TypeVar("R")

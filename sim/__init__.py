@@ -1,1 +1,5 @@
 """The engine: modelled threads, a deterministic execution, strategies, detectors and traces."""
+
+from sim.native import activate as _activate
+
+_activate()

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
+from sim.event import Event
 from sim.ops import Op
 
 if TYPE_CHECKING:
     from sim.cells import Struct
     from sim.threads import Thread
+
+__all__ = [
+    "Detail",
+    "Detector",
+    "Event",
+    "Fault",
+    "Finding",
+    "Frame",
+    "Snapshot",
+    "Stack",
+    "Waiting",
+]
 
 
 @final
@@ -46,31 +59,6 @@ class Fault:
     size: int
     object: Struct | None
     execute: bool = False
-
-
-@final
-class Event:
-    """A step that happened: the operation, its result, and what memory found wrong with it.
-
-    step      0-based number of the step in its execution
-    thread    who did it; valid for inspection (stack, context) while it is being observed
-    op        the operation
-    result    what it returned to the thread
-    fault     None unless memory found something wrong
-    snapshot  the end state, on QUIESCENT and DEADLOCK only
-    """
-
-    __slots__ = ("fault", "op", "result", "snapshot", "step", "thread")
-
-    def __init__(
-        self, step: int, thread: Thread, op: Op[Any], result: Any, fault: Fault | None
-    ) -> None:
-        self.step: Final = step
-        self.thread: Final = thread
-        self.op: Final = op
-        self.result: Final = result
-        self.fault: Final = fault
-        self.snapshot: Snapshot | None = None
 
 
 @final

@@ -26,7 +26,7 @@ from sim.events import Detector, Event, Finding, Snapshot, Waiting
 from sim.memory import Memory
 from sim.ops import Op
 from sim.stack import function_of
-from sim.threads import Body, Running, Spawn, Thread, ThreadTable, revive
+from sim.threads import Body, Running, Spawn, Thread, ThreadTable, remember, revive
 
 DEFAULT_MAX_STEPS: Final = 20_000
 
@@ -40,8 +40,6 @@ REDUNDANT: Final = "redundant"  # the strategy has seen all that could follow
 RUNNING: Final = "running"
 
 Observer = Callable[[Event], None]
-
-_NUMBERS: Final = frozenset({int, bool})
 
 
 #: What to go back to: length of the log, number of the step, who took the last one, and lengths
@@ -311,7 +309,7 @@ class Execution:
                 self.outcomes.append((thread.name, op.operand))
         thread.guarded = False
         if self._log is not None:
-            _remember(thread, op)
+            remember(thread, op)
             self._log.entries.append((_take_back, thread, memory, None))
         self._record(Event(self.step, thread, op, thread.result, memory.fault))
         self.step += 1
@@ -375,24 +373,6 @@ class Execution:
 def _unfork(threads: ThreadTable, alive: list[Thread], forked: Thread) -> None:
     threads.forget(forked)
     alive.pop()
-
-
-def _remember(thread: Thread, op: Op[Any]) -> None:
-    """`thread` has done `op`; if it had the same result before, its coroutine knows it."""
-    trail, done, result = thread.trail, thread.done, thread.result
-    thread.done = done + 1
-    if done == len(trail):
-        trail.append((op, result))
-        thread.ahead = False
-        return
-    before = trail[done][1]
-    thread.ahead = before is result or (
-        result.__class__ in _NUMBERS and before.__class__ is result.__class__ and before == result
-    )
-    if not thread.ahead:
-        trail[done] = (op, result)
-        del trail[done + 1 :]
-        thread.stale = True
 
 
 def _take_back(thread: Thread, memory: Memory, _: None) -> None:

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from sim import ops
 from sim.cells import Cell, Lvalue, Struct
+from sim.cpu import Cpu
 from sim.errors import MisuseError
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod, Section
-from sim.threads import Cpu, Thread, current
+from sim.threads import Thread, current
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
@@ -92,7 +93,7 @@ def cmpxchg(place: Lvalue[T], expected: T, new: T) -> Op[T]:
 def rmw(
     place: Lvalue[int], function: str, argument: int, name: str, order: int = ops.FULL
 ) -> Op[int]:
-    """An atomic read-modify-write of `memory.RMW_FUNCTIONS`; the result is the old value."""
+    """An atomic read-modify-write of `ops.RMW_FUNCTIONS`; the result is the old value."""
     return Op(ops.RMW, name, place.addr, place.size, place, (function, argument), order)
 
 

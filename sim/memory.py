@@ -14,12 +14,13 @@ from sortedcontainers import SortedDict
 from sim import ops
 from sim.cells import POISON, Lvalue, Struct, as_int
 from sim.clock import Clock
+from sim.cpu import Cpu
 from sim.errors import InternalError, MisuseError
 from sim.events import Fault, Stack
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod
 from sim.stack import unwind
-from sim.threads import ARENA_BITS, TEXT_ARENA_BITS, Cpu, Running, Thread, arena, text_arena
+from sim.threads import ARENA_BITS, TEXT_ARENA_BITS, Running, Thread, arena, text_arena
 from sim.undo import Log
 
 S = TypeVar("S", bound=Struct)
@@ -28,14 +29,6 @@ STATIC_BASE: Final = 0xFFFF_FFFF_8200_0000  # kernel data of x86-64
 REDZONE: Final = 64  # bytes between objects: an access there is out of bounds of the one before
 _U64: Final = (1 << 64) - 1
 _PAGE: Final = 4096
-
-RMW_FUNCTIONS: Final[dict[str, Callable[[int, int], int]]] = {
-    "add": lambda old, arg: old + arg,
-    "and": lambda old, arg: old & arg,
-    "or": lambda old, arg: old | arg,
-    "xor": lambda old, arg: old ^ arg,
-    "inc_not_zero": lambda old, arg: old + arg if old else old,
-}
 
 
 @final
@@ -316,7 +309,7 @@ class Memory:
             return 0
         old = place.value
         function, argument = op.operand
-        self._set(place, RMW_FUNCTIONS[function](old, argument))
+        self._set(place, ops.RMW_FUNCTIONS[function](old, argument))
         return old
 
     def _lock(self, thread: Thread, op: Op[Any]) -> None:

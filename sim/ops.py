@@ -8,8 +8,8 @@ may not change places.  Every hand-off from modelled code to the engine goes thr
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NoReturn, TypeVar, final
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar, Final, Generic, TypeVar, final
 
 from sim.errors import UsedWithoutAwait
 
@@ -84,6 +84,16 @@ _CPU: Final = frozenset({CPU_HOLD, CPU_RELEASE})
 _TIME: Final = frozenset({CLOCK, SLEEP})
 
 
+#: What a read-modify-write puts in place of the old value.
+RMW_FUNCTIONS: Final[dict[str, Callable[[int, int], int]]] = {
+    "add": lambda old, arg: old + arg,
+    "and": lambda old, arg: old & arg,
+    "or": lambda old, arg: old | arg,
+    "xor": lambda old, arg: old ^ arg,
+    "inc_not_zero": lambda old, arg: old + arg if old else old,
+}
+
+
 class Audit:
     """Operations made while a thread ran, so that a forgotten ``await`` can be named."""
 
@@ -143,12 +153,11 @@ class Op(Generic[T]):
     def __repr__(self) -> str:
         return f"<{KIND_NAMES[self.kind]} {self.name} {self.addr:#x}+{self.size}>"
 
-    if not TYPE_CHECKING:  # declared, mypy would believe that code after `if op:` is dead
-
-        def __bool__(self) -> NoReturn:
-            raise UsedWithoutAwait(
-                f"the operation {self.name} was used as a value: write `await {self.name}(...)`"
-            )
+    def __bool__(self) -> bool:
+        """Refuse: what was meant is the operation's result."""
+        raise UsedWithoutAwait(
+            f"the operation {self.name} was used as a value: write `await {self.name}(...)`"
+        )
 
 
 def overlap(a: Op[Any], b: Op[Any]) -> bool:

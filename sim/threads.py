@@ -12,26 +12,13 @@ from functools import partial
 from typing import Any, ClassVar, Final, final
 
 from sim.cells import Struct
+from sim.cpu import Cpu
 from sim.errors import MisuseError, NondeterminismError
 from sim.ops import FORK, Op
 
 Body = Coroutine[Op[Any], Any, Any]
 
-
-@final
-class Cpu(Struct):
-    """A processor.  Threads that share one never interleave while one of them holds it.
-
-    index   its number
-    holder  the thread inside a region that must not be preempted, or None
-    """
-
-    KIND = "cpu"
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.holder: Thread | None = None
-        self.size = 8
+_NUMBERS: Final = frozenset({int, bool})
 
 
 @final
@@ -294,3 +281,21 @@ def revive(thread: Thread) -> Body:
     thread.coroutine = coroutine
     thread.stale = False
     return coroutine
+
+
+def remember(thread: Thread, op: Op[Any]) -> None:
+    """`thread` has done `op`; if it had the same result before, its coroutine knows it."""
+    trail, done, result = thread.trail, thread.done, thread.result
+    thread.done = done + 1
+    if done == len(trail):
+        trail.append((op, result))
+        thread.ahead = False
+        return
+    before = trail[done][1]
+    thread.ahead = before is result or (
+        result.__class__ in _NUMBERS and before.__class__ is result.__class__ and before == result
+    )
+    if not thread.ahead:
+        trail[done] = (op, result)
+        del trail[done + 1 :]
+        thread.stale = True

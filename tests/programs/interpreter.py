@@ -6,6 +6,7 @@ from typing import Any
 from sim import ops
 from sim.cells import Bytes, Cell, Struct, cell
 from sim.clock import now, sleep
+from sim.cpu import Cpu
 from sim.macros import (
     alloc,
     choose,
@@ -35,7 +36,7 @@ from sim.macros import (
 from sim.memory import Memory
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod
-from sim.threads import Body, Cpu, Thread, current, spawn
+from sim.threads import Body, Thread, current, spawn
 from tests.programs.code import (
     Await,
     Barrier,

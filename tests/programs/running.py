@@ -13,13 +13,14 @@ from typing import Any
 from sim import ops
 from sim.cells import Bytes, Cell, Cells, Struct
 from sim.choosing import Strategy
+from sim.cpu import Cpu
 from sim.events import Detector, Event, Waiting
 from sim.execution import Execution
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.sections import Domain, GracePeriod
 from sim.strategies.dfs import Dfs
-from sim.threads import Cpu, Thread
+from sim.threads import Thread
 from tests.programs.code import Program
 from tests.programs.interpreter import Machine, main_of
 

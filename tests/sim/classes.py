@@ -21,13 +21,14 @@ from typing import Any, NamedTuple, final
 
 from sim import ops
 from sim.choosing import Strategy
+from sim.cpu import Cpu
 from sim.events import Event
 from sim.execution import DEADLOCKED, Execution
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.ops import Op
 from sim.strategies.dfs import Dfs
-from sim.threads import Cpu, Thread
+from sim.threads import Thread
 from sim.workload import Program
 
 #: Pairs of dependent steps of two threads, the earlier one first, as (thread, number).

@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from sim.cells import Cell, Struct, cell
+from sim.cpu import Cpu
 from sim.errors import MisuseError, NondeterminismError
 from sim.explore import Budget, Explorer, Found, Result, check_determinism
 from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, outcome, store
@@ -13,7 +14,7 @@ from sim.memory import Memory
 from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
-from sim.threads import Cpu, spawn
+from sim.threads import spawn
 from sim.workload import Program, Workload, find, workload
 
 

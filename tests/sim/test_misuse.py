@@ -10,6 +10,7 @@ import trio
 from sim.cells import Cell, Cells, Struct, cell
 from sim.choosing import Strategy
 from sim.clock import sleep
+from sim.cpu import Cpu
 from sim.detectors import standard_detectors
 from sim.errors import MisuseError, NondeterminismError, UsageError, UsedWithoutAwait
 from sim.execution import CUT, Execution
@@ -31,7 +32,7 @@ from sim.sections import Domain, Section
 from sim.strategies.dfs import Dfs
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
-from sim.threads import Cpu, current, spawn
+from sim.threads import current, spawn
 
 
 class Box(Struct):
@@ -144,7 +145,7 @@ def test_a_cell_is_no_key() -> None:
 
 def test_an_operation_is_no_value() -> None:
     async def main(box: Box) -> None:
-        while load(box.x):  # type: ignore[truthy-bool]  # the mistake
+        while load(box.x):  # the mistake
             pass
 
     with pytest.raises(UsedWithoutAwait, match=r"load was used as a value: write `await load\("):

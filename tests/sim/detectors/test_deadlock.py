@@ -1,6 +1,7 @@
 """Circles of waiting threads, and threads that wait for nobody."""
 
 from sim.cells import Cell
+from sim.cpu import Cpu
 from sim.macros import (
     WRITE_ONCE,
     cpu_hold,
@@ -14,7 +15,7 @@ from sim.macros import (
     wait_until,
 )
 from sim.sections import Section
-from sim.threads import Cpu, Thread, spawn
+from sim.threads import Thread, spawn
 from tests.sim.detectors.support import (
     Reading,
     World,

@@ -1,5 +1,6 @@
 """Spinning on what nobody is left to change is a livelock; waiting for one's turn is not."""
 
+from sim.cpu import Cpu
 from sim.execution import CUT
 from sim.macros import (
     READ_ONCE,
@@ -12,7 +13,7 @@ from sim.macros import (
 )
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
-from sim.threads import Cpu, spawn
+from sim.threads import spawn
 from tests.sim.detectors.support import Program, Reading, Report, World, run, threads
 
 

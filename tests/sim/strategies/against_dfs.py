@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sim.choosing import Strategy
 from sim.detectors import standard_detectors
 from sim.detectors.data_race import DATA_RACE
 from sim.errors import NondeterminismError
 from sim.events import Detector, Finding
-from sim.execution import STOPPED, Strategy
+from sim.execution import STOPPED
 from sim.memory import Memory
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor

@@ -8,6 +8,7 @@ from sim import ops
 from sim.cells import Cell, Struct, cell
 from sim.choosing import Strategy
 from sim.clock import now, sleep
+from sim.cpu import Cpu
 from sim.execution import Execution, Observer
 from sim.macros import (
     alloc,
@@ -37,7 +38,7 @@ from sim.macros import (
 )
 from sim.memory import Memory
 from sim.sections import Domain
-from sim.threads import Cpu, Thread, spawn
+from sim.threads import Thread, spawn
 
 
 class Mode(Enum):
