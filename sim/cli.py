@@ -121,7 +121,7 @@ def explore(
     kernel: Kernel = "",
     with_: With = None,
     without: Without = None,
-    strategy: StrategyName = "random",
+    strategy: StrategyName = "dpor",
     seed: Seed = 0,
     max_executions: MaxExecutions = None,
     max_duration: MaxDuration = 60.0,

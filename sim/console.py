@@ -42,6 +42,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "cut": result.cut,
         "redundant": result.redundant,
         "blocked": result.blocked,
+        "classes": result.classes,
         "steps": result.steps,
         "elapsed_s": round(result.elapsed_s, 3),
         "complete": result.complete,
@@ -161,9 +162,9 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
     """How far the verdict reaches, stated plainly."""
     if result.verdict == "proved":
         return [
-            f"all interleavings explored{_classes(result)}: no finding, under sequential "
-            "consistency, for "
-            f"{params_line(program) or 'this program'} (model digest {program.digest})"
+            f"all interleavings explored, {_classes(result)}up to the order of independent steps: "
+            "no finding, under sequential consistency, unbounded, "
+            f"for {params_line(program) or 'this program'} (model digest {program.digest})"
         ]
     if result.verdict == "finding":
         return []
@@ -194,7 +195,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
 
 
 def _classes(result: Result) -> str:
-    return ", up to the order of independent steps" if result.redundant else ""
+    return "" if result.classes is None else f"{_count(result.classes, 'class', 'classes')} "
 
 
 def _where(found: Found) -> list[str]:
@@ -234,8 +235,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | str | None) else str(value)
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
+def _count(n: int, what: str, many: str = "") -> str:
+    return f"{n:,} " + (what if n == 1 else many or f"{what}s")
 
 
 def _rate(n: int, seconds: float) -> str:

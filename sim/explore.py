@@ -72,6 +72,7 @@ class Result:
     outcomes    how often each combination of `outcome` values was seen
     findings    those that decide the verdict; races: data races that are legal by design
     predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
+    optimal     whether the strategy runs one execution of every class, and no other
     complete    whether every interleaving (within the strategy's bound) has been run
     stopped     what ended the search
     shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
@@ -90,12 +91,20 @@ class Result:
     races: list[Found] = field(default_factory=list)
     predicted: list[str] = field(default_factory=list)
     blocked: int = 0
+    optimal: bool = False
     complete: bool = False
     bound: int | None = None
     stopped: str = ""
     shared_cpu: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
+
+    @property
+    def classes(self) -> int | None:
+        """How many there are, if a search that is complete and runs each once has counted them."""
+        if not self.complete or not self.optimal:
+            return None
+        return self.executions - self.directed - self.redundant
 
     @property
     def verdict(self) -> Verdict:
@@ -172,7 +181,9 @@ class Explorer:
         keep_going: bool = False,
         on_found: Callable[[Found], str] | None = None,
     ) -> None:
-        self.result: Final = Result(bound=getattr(strategy, "bound", None))
+        self.result: Final = Result(
+            bound=getattr(strategy, "bound", None), optimal=isinstance(strategy, Dpor)
+        )
         self._program: Final = program
         self._strategy: Final = strategy
         self._budget: Final = budget

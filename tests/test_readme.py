@@ -21,9 +21,7 @@ def test_the_example_finds_the_bug_and_proves_its_fix(tmp_path: Path) -> None:
     (tmp_path / "unpublish.py").write_text(example)
 
     found = rcusim("explore", "unpublish.py", cwd=tmp_path)
-    fixed = rcusim(
-        "explore", "unpublish.py", "--param", "wait=yes", "--strategy", "dfs", cwd=tmp_path
-    )
+    fixed = rcusim("explore", "unpublish.py", "--param", "wait=yes", cwd=tmp_path)
 
     assert found.returncode == 1, found.stderr
     assert "BUG: KASAN: use-after-free in reader" in found.stdout

@@ -70,7 +70,7 @@ class Dpor:
         if self._begun:
             self._reverse_races()
             if not self._backtrack():
-                self.complete = True
+                self.complete = self._races.exact
                 return False
         self._begun = True
         self._over = self._stuck = False

@@ -79,14 +79,15 @@ def test_a_proof_exits_0_and_says_what_was_proved() -> None:
 
 
 def test_a_sample_exits_3() -> None:
-    done = rcusim("explore", "counter", "--max-executions", "10")
+    done = rcusim("explore", "counter", "--strategy", "random", "--max-executions", "10")
 
     assert done.returncode == 3
     assert "this is no proof" in done.stdout
 
 
 def test_json_is_one_object_with_the_documented_keys() -> None:
-    done = rcusim("explore", "counter", "--max-executions", "10", "--json", "--seed", "4")
+    options = ("--strategy", "random", "--max-executions", "10", "--seed", "4")
+    done = rcusim("explore", "counter", "--json", *options)
     result = json.loads(done.stdout)
 
     assert result["verdict"] == "inconclusive"
@@ -151,10 +152,9 @@ def test_a_damaged_trace_is_refused_with_its_line(
 
 
 def test_options_come_from_the_environment_and_the_command_line_wins() -> None:
-    seven = rcusim("explore", "counter", "--json", RCUSIM_MAX_EXECUTIONS="7")
-    five = rcusim(
-        "explore", "counter", "--json", "--max-executions", "5", RCUSIM_MAX_EXECUTIONS="7"
-    )
+    options = ("explore", "counter", "--json", "--param", "k=2")
+    seven = rcusim(*options, RCUSIM_MAX_EXECUTIONS="7")
+    five = rcusim(*options, "--max-executions", "5", RCUSIM_MAX_EXECUTIONS="7")
 
     assert json.loads(seven.stdout)["executions"] == 7
     assert json.loads(five.stdout)["executions"] == 5
@@ -214,6 +214,6 @@ def test_ctrl_c_ends_with_a_verdict_of_what_was_done() -> None:
     out, err = process.communicate(timeout=30)
 
     assert process.returncode == 3, err
-    assert "strategy random" in began
+    assert "strategy dpor" in began
     assert "Ctrl-C ended the search" in out
     assert "Traceback" not in err
