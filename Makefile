@@ -70,6 +70,7 @@ matrix: $(STAMP)  ## measure docs/matrix.md anew; fails if a row is not as expec
 
 bench: $(STAMP)  ## time complete searches, beside native tools, and the engine, beside a bare loop
 	$(BIN)/python -m tests.bench_search
+	$(BIN)/python -m tests.bench_rcu
 	$(BIN)/python -m tests.bench
 
 bench-peers: $(STAMP) $(PEERS)/.installed  ## time complete searches beside other tools for Python

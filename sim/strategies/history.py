@@ -29,8 +29,9 @@ class History:
     born     by number of thread: the step that forked it
     exits    by key of thread: the step behind which it ended
     ends     by domain and section: the step behind which it ended
-    begins   by domain: where sections began, and which
-    starts   by domain: where grace periods started; started: by grace period, of this execution
+    begins   by domain and number of thread: where its last section began
+    starts   by domain and number of thread: where its last grace period started
+    started  by grace period, of this execution: behind which steps sections had ended by its start
     spot     the spot of some bytes
     """
 
@@ -43,9 +44,10 @@ class History:
         self.born: Final[dict[int, int]] = {}
         self.exits: Final[dict[int, int]] = {}
         self.ends: Final[dict[Any, int]] = {}
-        self.begins: Final[dict[int, list[tuple[int, Any]]]] = {}
-        self.starts: Final[dict[int, list[int]]] = {}
-        self.started: Final[dict[Any, int]] = {}
+        self.begins: Final[dict[int, dict[int, int]]] = {}
+        self.starts: Final[dict[int, dict[int, int]]] = {}
+        self.started: Final[dict[Any, tuple[int, ...]]] = {}
+        self._last_ends: Final[dict[int, dict[int, int]]] = {}  # by domain and who ended them
         self.spot: Final = Spots().at
         self._before: Any = None
 
@@ -72,7 +74,7 @@ class History:
         """Step `index`, known from the execution before, has been taken again."""
         self.threads[self.number_of(event.thread.key)] = event.thread
         if event.op.kind == ops.GP_START:
-            self.started[event.result] = index
+            self.started[event.result] = self.steps[index].ended
 
     def open(self, event: Event) -> Step:
         """A step has been taken; its clock says only what its own thread has done before."""
@@ -103,6 +105,7 @@ class History:
         if kind == ops.SECTION_END:
             log.item(self.ends, (op.addr, op.operand))
             self.ends[op.addr, op.operand] = index
+            self._last(self._last_ends, op.addr, self.number_of(event.thread.key), index)
         elif kind == ops.EXIT:
             log.item(self.exits, event.thread.key)
             self.exits[event.thread.key] = index
@@ -170,14 +173,11 @@ class History:
             for cell in op.operand[1]:
                 self._read(self.spot(cell.addr, cell.size), step.number, index)
         elif kind == ops.SECTION_BEGIN:
-            begins = self.begins.setdefault(op.addr, [])
-            begins.append((index, op.operand))
-            self.log.grown(begins)
+            self._last(self.begins, op.addr, step.number, index)
         elif kind == ops.GP_START:
-            starts = self.starts.setdefault(op.addr, [])
-            starts.append(index)
-            self.log.grown(starts)
-            self.started[event.result] = index
+            self._last(self.starts, op.addr, step.number, index)
+            step.ended = tuple(self._last_ends.get(op.addr, {}).values())
+            self.started[event.result] = step.ended
         elif kind == ops.SLEEP:
             self._wrote(self.spot(TIME, 1), index)
         elif kind == ops.CLOCK:
@@ -188,6 +188,11 @@ class History:
                 self._wrote(spot, index)
             else:
                 self._read(spot, step.number, index)
+
+    def _last(self, table: dict[int, dict[int, int]], addr: int, number: int, index: int) -> None:
+        of_domain = table.setdefault(addr, {})
+        self.log.item(of_domain, number)
+        of_domain[number] = index
 
     def _wrote(self, spot: Spot, index: int) -> None:
         spot.writes.append(index)

@@ -21,6 +21,8 @@ from sim.threads import Thread
 if TYPE_CHECKING:
     from sim.events import Event
 
+_NONE: Final[dict[int, int]] = {}
+
 
 @final
 class Races:
@@ -74,9 +76,9 @@ class Races:
         elif kind == ops.WAIT:
             self._wait(step, clock, racing, ordered, result)
         elif kind == ops.SECTION_BEGIN:
-            self._new(step, clock, racing, self._history.starts.get(op.addr, ()))
+            self._new(step, clock, racing, self._history.starts.get(op.addr, _NONE).values())
         elif kind == ops.GP_START:
-            self._new(step, clock, racing, (at for at, _ in self._history.begins.get(op.addr, ())))
+            self._new(step, clock, racing, self._history.begins.get(op.addr, _NONE).values())
         elif kind == ops.GP_END:
             ordered += self._ended(op)
         elif kind == ops.JOIN:
@@ -97,14 +99,9 @@ class Races:
         Had it started earlier, it would have had to wait for those, too; and that is the same
         class of executions, for the end of a section and the start of a grace period commute.
         """
-        sections: Iterable[Any] = op.operand.waits_for
-        start = self._history.started.get(op.operand)
-        if start is not None:  # otherwise it was made to wait for these sections alone
-            sections = (
-                one for begin, one in self._history.begins.get(op.addr, ()) if begin < start
-            )
-        ends = ((op.addr, section) for section in sections)
-        return (self._history.ends[end] for end in ends if end in self._history.ends)
+        ends = self._history.ends
+        yield from (ends[op.addr, one] for one in op.operand.waits_for if (op.addr, one) in ends)
+        yield from self._history.started.get(op.operand, ())
 
     def _new(self, step: Step, clock: Clock, found: list[int], others: Iterable[int]) -> None:
         """Those of `others` that are of other threads and not ordered before by them."""

@@ -22,6 +22,7 @@ class Step:
     number    the dense number of its thread; time: its place among that thread's steps, from 1
     clock     what happens before it, itself included
     races     the earlier steps that it races with
+    ended     of a grace period's start: behind which steps sections had ended
     before    what a memory cell held before it wrote there
     fatal     whether the execution ended at it: then it is dependent with every step
     mark      how long the history's log was before it
@@ -32,6 +33,7 @@ class Step:
         "clock",
         "cpu",
         "end",
+        "ended",
         "fatal",
         "key",
         "mark",
@@ -62,6 +64,7 @@ class Step:
         self.before: Any = None
         self.fatal = False
         self.mark = 0
+        self.ended: tuple[int, ...] = ()
 
     def meets(self, other: Step) -> bool:
         """Whether this step and `other`, of another thread, may not change places."""
