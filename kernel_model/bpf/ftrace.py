@@ -8,6 +8,7 @@ are one lock here.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
@@ -35,7 +36,8 @@ Body = Callable[..., Coroutine[Op[Any], Any, int]]
 class TracedFunction(Image):
     """A function of the kernel: its entry site, and behind it what C was compiled to.
 
-    body  the function, of the kernel and the arguments
+    body     the function, of the kernel and the arguments
+    nr_args  how many arguments there are
     """
 
     KIND = "kernel_text"
@@ -44,6 +46,7 @@ class TracedFunction(Image):
     def __init__(self, kernel: Kernel, name: str, body: Body) -> None:
         super().__init__(kernel, name, 64, {0: ("fentry", NOP5)})
         self.body: Final = body
+        self.nr_args: Final = len(inspect.signature(body).parameters) - 1
         self.entries[0] = partial(_enter, self)
         self.entries[POKE_SIZE] = partial(_run_body, self)
 

@@ -27,6 +27,7 @@ from kernel_model.bpf.attr import BpfAttr
 from kernel_model.bpf.core import bpf_prog_run
 from kernel_model.bpf.prog import BpfProg, bpf_prog_get, bpf_prog_put
 from kernel_model.bpf.prog_attr import (
+    BPF_PROG_TYPE_EXT,
     BPF_PROG_TYPE_LSM,
     BPF_PROG_TYPE_RAW_TRACEPOINT,
     BPF_PROG_TYPE_SCHED_CLS,
@@ -167,8 +168,8 @@ async def bpf_raw_tracepoint_open(kernel: Kernel, attr: RawTracepointAttr) -> in
 
 
 async def _open_link(kernel: Kernel, name: str, prog: BpfProg) -> int:
-    if prog.type in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM):
-        return -EINVAL if name else await bpf_tracing_prog_attach(kernel, prog)
+    if prog.type in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM, BPF_PROG_TYPE_EXT):
+        return -EINVAL if name else await bpf_tracing_prog_attach(kernel, prog, 0, 0)
     if prog.type != BPF_PROG_TYPE_RAW_TRACEPOINT:
         return -EINVAL
     tp = kernel.subsystem(Tracepoints).by_name.get(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from kernel_model.bpf.core import BpfRun, BpfText
 from kernel_model.bpf.jit_layout import Layout, do_jit, machine_code
-from kernel_model.bpf.jit_run import _enter, _land
+from kernel_model.bpf.jit_run import _enter, _enter_behind, _land
 from kernel_model.fixes import Fix
 from kernel_model.x86.text import NOP5, POKE_SIZE, Image, Site, Text
 from sim.macros import alloc
@@ -57,6 +57,7 @@ class BpfImage(Image):
             for tail in layout.tails
         }
         self.entries[0] = partial(_enter, self)
+        self.entries[POKE_SIZE] = partial(_enter_behind, self)
         self.entries[layout.landing] = partial(_land, self)
 
     def pairs(self) -> dict[str, tuple[Site, Site]]:

@@ -20,7 +20,7 @@ from kernel_model.fixes import Fix
 from kernel_model.rcu.tree import rcu_dereference_raw
 from kernel_model.x86.alternative import _fetch_site
 from kernel_model.x86.cpu import Corrupted, Jump
-from kernel_model.x86.text import Image, image_at
+from kernel_model.x86.text import POKE_SIZE, Image, image_at
 from sim.events import Frame
 from sim.macros import load, note
 
@@ -59,10 +59,24 @@ class Position:
 
 
 async def _enter(image: BpfImage, m: Machine) -> Jump | None:
-    """Offset 0: the entry site, the counter, the frame pointer."""
+    """Offset 0: the entry site, which may lead to an extension or a trampoline."""
     seen = await _fetch_site(m.kernel, image.sites[0])
     if seen.op == "jmp":
         return Jump(seen.target)
+    if seen.op == "call":
+        m.push(image.addr + POKE_SIZE)
+        return Jump(seen.target)
+    return await _prologue(image, m)
+
+
+async def _enter_behind(image: BpfImage, m: Machine) -> Jump | None:
+    """Behind the entry site, where a trampoline returns to, or calls the function."""
+    await image.fetch(image.addr + POKE_SIZE)
+    return await _prologue(image, m)
+
+
+async def _prologue(image: BpfImage, m: Machine) -> Jump | None:
+    """The counter, the frame pointer, the frame."""
     if image.layout.number == 0:
         m.rax = 0
     m.push(m.rbp)

@@ -3,8 +3,7 @@
 A program holds a reference to each of its maps until it is freed, which is after a grace period:
 one of RCU, or of Tasks Trace RCU if it may sleep.
 
-Not modelled: BTF, licences, statistics, limits on locked memory, look-up by id, binding
-more maps.
+Not modelled: BTF, licences, statistics, limits on locked memory, look-up by id, binding maps.
 """
 
 from __future__ import annotations
@@ -14,11 +13,16 @@ from typing import TYPE_CHECKING, Final, final
 
 from kernel_model.bpf.anon_inodes import anon_inode_getfd
 from kernel_model.bpf.arraymap import BpfArray
+from kernel_model.bpf.attach_target import (
+    dst_prog,
+    get_dst_trampoline,
+    put_dst_trampoline,
+    target_facts,
+)
 from kernel_model.bpf.attr import BPF_PROG_LOAD
-from kernel_model.bpf.capability import bpf_capable
 from kernel_model.bpf.core import BpfText, translated
 from kernel_model.bpf.disasm import listing
-from kernel_model.bpf.insn import BPF_MAXINSNS, BPF_PSEUDO_MAP_VALUE, decode, is_ld_imm64
+from kernel_model.bpf.insn import BPF_PSEUDO_MAP_VALUE, decode, is_ld_imm64
 from kernel_model.bpf.jit_prog import (
     __bpf_free_used_maps,
     bpf_check_tail_call,
@@ -30,30 +34,15 @@ from kernel_model.bpf.jit_prog import (
     track_pokes,
 )
 from kernel_model.bpf.map import BpfMap
-from kernel_model.bpf.map_create import bpf_obj_name_cpy
 from kernel_model.bpf.map_refs import Idr, bpf_map_put
-from kernel_model.bpf.prog_attr import (
-    BPF_COMPLEXITY_LIMIT_INSNS,
-    BPF_F_ANY_ALIGNMENT,
-    BPF_F_SLEEPABLE,
-    BPF_F_STRICT_ALIGNMENT,
-    BPF_F_TEST_RND_HI32,
-    BPF_F_TEST_STATE_FREQ,
-    BPF_PROG_TYPE_LSM,
-    BPF_PROG_TYPE_SK_LOOKUP,
-    BPF_PROG_TYPE_SOCKET_FILTER,
-    BPF_PROG_TYPE_TRACING,
-    ProgLoadAttr,
-)
-from kernel_model.bpf.prog_types import PROG_TYPES
+from kernel_model.bpf.prog_attr import BPF_F_SLEEPABLE, ProgLoadAttr
+from kernel_model.bpf.prog_check import check_attr, copy_and_name
 from kernel_model.bpf.syscall import bpf_command, sys_bpf
-from kernel_model.bpf.trampoline import get_dst_trampoline, put_dst_trampoline
-from kernel_model.bpf.uaccess import copy_from_user
 from kernel_model.bpf.verifier import Checked, bpf_check
 from kernel_model.bpf.verifier_state import ProgFacts
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
-from kernel_model.linux.errno import E2BIG, EBADF, EFAULT, EINVAL, ENOMEM, EPERM
+from kernel_model.linux.errno import EBADF, EINVAL, ENOMEM
 from kernel_model.linux.file import File, FileOperations, fdget, fput
 from kernel_model.linux.refcount import atomic64_dec_and_test, atomic64_inc
 from kernel_model.linux.slab import kfree, kzalloc
@@ -63,7 +52,6 @@ from kernel_model.linux.workqueue import Work, WorkData, schedule_work
 from kernel_model.rcu.tasks_trace import call_rcu_tasks_trace
 from kernel_model.rcu.tree import call_rcu
 from sim.cells import Cell, Struct, cell
-from sim.errors import MisuseError
 from sim.macros import load, store
 from sim.threads import Thread
 
@@ -84,6 +72,8 @@ class BpfProgAux(Struct):
     work       frees the program
     poke_tab   the direct tail calls, as many as `size_poke_tab`
     func       the functions of a program that has several, each a program with an aux of its own
+    dst_prog, dst_trampoline  what it was loaded for, until it is attached; under dst_mutex
+    saved_dst  type and attach type of that program
     """
 
     KIND = "bpf_prog_aux"
@@ -95,13 +85,27 @@ class BpfProgAux(Struct):
     poke_tab: Cell[BpfJitPokeTab | None] = cell(None)
     size_poke_tab: Cell[int] = cell(0, size=4)
     func: Cell[tuple[BpfProg, ...]] = cell(())
+    dst_prog: Cell[BpfProg | None] = cell(None)
     dst_trampoline: Cell[Struct | None] = cell(None)
     dst_mutex: Cell[Thread | None] = cell(None)
 
-    def __init__(self, name: str, attach_func_name: str, *, sleepable: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        attach_func_name: str,
+        *,
+        sleepable: bool,
+        attach_btf_id: int = 0,
+        func_info: bool = True,
+        unreliable: frozenset[int] = frozenset(),
+    ) -> None:
         self.name: Final = name
         self.attach_func_name: Final = attach_func_name
+        self.attach_btf_id: Final = attach_btf_id
         self.sleepable: Final = sleepable
+        self.func_info: Final = func_info
+        self.unreliable: Final = unreliable
+        self.saved_dst = (0, 0)
 
 
 @final
@@ -132,7 +136,15 @@ class BpfProg(Struct):
     def facts(self) -> ProgFacts:
         """What the verifier asks about it."""
         aux = self.aux
-        return ProgFacts(self.type, self.expected_attach_type, aux.attach_func_name, aux.sleepable)
+        return ProgFacts(
+            self.type,
+            self.expected_attach_type,
+            aux.attach_func_name,
+            aux.sleepable,
+            aux.func_info,
+            attach_btf_id=aux.attach_btf_id,
+            saved_dst=aux.saved_dst,
+        )
 
     def listing(self) -> str:
         """The rewritten program as ``bpftool prog dump xlated`` shows it."""
@@ -199,6 +211,9 @@ async def __bpf_prog_put_noref(kernel: Kernel, prog: BpfProg, deferred: bool) ->
 
 @kernel_function
 async def __bpf_prog_put_rcu(kernel: Kernel, prog: BpfProg) -> None:
+    tgt_prog = await dst_prog(prog)
+    if tgt_prog is not None:
+        await bpf_prog_put(kernel, tgt_prog)
     await schedule_work(kernel, Work(prog.aux.work, bpf_prog_free_deferred, prog))
 
 
@@ -238,18 +253,20 @@ async def bpf_prog_get(kernel: Kernel, ufd: int) -> BpfProg | int:
 
 @kernel_function
 async def bpf_prog_load(kernel: Kernel, attr: ProgLoadAttr) -> int:
-    error = await _check_attr(kernel, attr)
+    error = await check_attr(kernel, attr)
     if error:
         return error
     prog = await bpf_prog_alloc(kernel, attr)
     if prog is None:
         return -ENOMEM
-    error = await _copy_and_name(kernel, attr)
+    error = await _take_target(kernel, prog, attr) or await copy_and_name(kernel, attr)
     if error:
         await __bpf_prog_put_noref(kernel, prog, False)
         return error
     subprogs = kernel.has(Fix.TAIL_CALL_SUBPROGS)
-    facts = prog.facts._replace(func_info=attr.func_info, tail_call_subprogs=subprogs)
+    tgt_prog = await dst_prog(prog)
+    target = None if tgt_prog is None else await target_facts(tgt_prog)
+    facts = prog.facts._replace(tail_call_subprogs=subprogs, target=target)
     checked = await bpf_check(kernel, facts, attr.insns or ())
     if attr.log_buf is not None:
         attr.log_buf.extend(checked.verdict.log.encode())
@@ -267,34 +284,18 @@ async def bpf_prog_load(kernel: Kernel, attr: ProgLoadAttr) -> int:
     return fd
 
 
-async def _check_attr(kernel: Kernel, attr: ProgLoadAttr) -> int:
-    """What can be refused before there is a program: 0 or -errno."""
-    flags = (
-        BPF_F_STRICT_ALIGNMENT
-        | BPF_F_ANY_ALIGNMENT
-        | BPF_F_TEST_STATE_FREQ
-        | BPF_F_TEST_RND_HI32
-        | (BPF_F_SLEEPABLE if kernel.has(Fix.SLEEPABLE) else 0)
-    )
-    if attr.unused_tail or attr.prog_flags & ~flags:
-        return -EINVAL
-    license = None if attr.license is None else attr.license.encode()
-    if isinstance(await copy_from_user(kernel, license, 0), int):
-        return -EFAULT
-    limit = BPF_COMPLEXITY_LIMIT_INSNS if bpf_capable(kernel) else BPF_MAXINSNS
-    if not 0 < _insn_cnt(attr) <= limit:
-        return -E2BIG
-    if attr.prog_type != BPF_PROG_TYPE_SOCKET_FILTER and not bpf_capable(kernel):
-        return -EPERM
-    if attr.attach_to and attr.prog_type not in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM):
-        return -EINVAL
-    return 0
-
-
 async def bpf_prog_alloc(kernel: Kernel, attr: ProgLoadAttr) -> BpfProg | None:
     sleepable = bool(attr.prog_flags & BPF_F_SLEEPABLE)
     aux = await kzalloc(
-        kernel, BpfProgAux, attr.prog_name, attr.attach_to, sleepable=sleepable, gfp="GFP_USER"
+        kernel,
+        BpfProgAux,
+        attr.prog_name,
+        attr.attach_to,
+        sleepable=sleepable,
+        attach_btf_id=attr.attach_btf_id,
+        func_info=attr.func_info,
+        unreliable=attr.unreliable,
+        gfp="GFP_USER",
     )
     if aux is None:
         return None
@@ -304,20 +305,15 @@ async def bpf_prog_alloc(kernel: Kernel, attr: ProgLoadAttr) -> BpfProg | None:
     return prog
 
 
-async def _copy_and_name(kernel: Kernel, attr: ProgLoadAttr) -> int:
-    """What can be refused before the program is looked at: 0 or -errno."""
-    given = None if attr.insns is None else bytes(8 * len(attr.insns))
-    if isinstance(await copy_from_user(kernel, given, 8 * _insn_cnt(attr)), int):
-        return -EFAULT
-    if not 0 < attr.prog_type <= BPF_PROG_TYPE_SK_LOOKUP:
-        return -EINVAL
-    if attr.prog_type not in PROG_TYPES:
-        raise MisuseError(f"programs of type {attr.prog_type} are not modelled")
-    return bpf_obj_name_cpy(attr.prog_name)
-
-
-def _insn_cnt(attr: ProgLoadAttr) -> int:
-    return len(attr.insns or ()) if attr.insn_cnt is None else attr.insn_cnt
+async def _take_target(kernel: Kernel, prog: BpfProg, attr: ProgLoadAttr) -> int:
+    """Take a reference to the program that this one is for: 0 or -errno."""
+    if not attr.attach_prog_fd:
+        return 0
+    target = await bpf_prog_get(kernel, attr.attach_prog_fd)
+    if isinstance(target, int):
+        return target
+    await store(prog.aux.dst_prog, target)
+    return 0
 
 
 async def _make_text(kernel: Kernel, prog: BpfProg, checked: Checked) -> int:
@@ -378,12 +374,15 @@ async def bpf_load_program(
     flags: int = 0,
     expected_attach_type: int = 0,
     attach_to: str = "",
+    attach_prog_fd: int = 0,
+    attach_btf_id: int = 0,
     log_buf: bytearray | None = None,
 ) -> int:
     """Load a program from user mode, as libbpf does: a descriptor or -errno.
 
     insns      instructions, or their encoding as an array of `struct bpf_insn`
     attach_to  the kernel function that a TRACING or LSM program is for
+    attach_prog_fd, attach_btf_id  a program and the number of its function (the first is 1)
     log_buf    gets what the verifier has to say: the reason of a refusal
     """
     attr = ProgLoadAttr(
@@ -393,6 +392,8 @@ async def bpf_load_program(
         prog_flags=flags,
         expected_attach_type=expected_attach_type,
         attach_to=attach_to,
+        attach_prog_fd=attach_prog_fd,
+        attach_btf_id=attach_btf_id,
         log_buf=log_buf,
     )
     async with syscall(kernel, "bpf"):

@@ -1,9 +1,9 @@
 """include/uapi/linux/bpf.h (v5.10): types, flags and attributes of programs
 
 Not modelled: BTF, so that a program names the kernel function that it is to be attached to instead
-of giving its `attach_btf_id`; the verifier's log has no level and no limit; attaching to other
-programs; program types that have no constant here; flags other than BPF_F_SLEEPABLE are accepted
-and change nothing.
+of giving its `attach_btf_id`, and the functions of a program have their numbers as ids; the
+verifier's log has no level and no limit; program types that have no constant here; flags other than
+BPF_F_SLEEPABLE are accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ BPF_PROG_TYPE_TRACEPOINT: Final = 5
 BPF_PROG_TYPE_PERF_EVENT: Final = 7
 BPF_PROG_TYPE_RAW_TRACEPOINT: Final = 17
 BPF_PROG_TYPE_TRACING: Final = 26
+BPF_PROG_TYPE_EXT: Final = 28
 BPF_PROG_TYPE_LSM: Final = 29
 BPF_PROG_TYPE_SK_LOOKUP: Final = 30  # the last one of v5.10
 
@@ -51,8 +52,10 @@ class ProgLoadAttr(BpfAttr):
     insns      None and `license` None are bad pointers
     insn_cnt   None: as many as there are; more: the array ends in an unmapped page
     attach_to  the kernel function that stands for `attach_btf_id`, empty: none
+    attach_prog_fd, attach_btf_id  another program, and which function of it (the first is 1)
     log_buf    takes the verifier's log
     func_info  whether BTF describes its functions
+    unreliable  numbers (from 0) of functions whose arguments are not as BTF describes them
     """
 
     prog_type: int
@@ -63,5 +66,8 @@ class ProgLoadAttr(BpfAttr):
     prog_flags: int = 0
     expected_attach_type: int = 0
     attach_to: str = ""
+    attach_prog_fd: int = 0
+    attach_btf_id: int = 0
     log_buf: bytearray | None = None
     func_info: bool = True
+    unreliable: frozenset[int] = frozenset()

@@ -27,6 +27,7 @@ from kernel_model.bpf.helper_ids import BPF_FUNC
 from kernel_model.bpf.prog_attr import (
     BPF_LSM_MAC,
     BPF_MODIFY_RETURN,
+    BPF_PROG_TYPE_EXT,
     BPF_PROG_TYPE_LSM,
     BPF_PROG_TYPE_RAW_TRACEPOINT,
     BPF_PROG_TYPE_SCHED_CLS,
@@ -36,7 +37,7 @@ from kernel_model.bpf.prog_attr import (
     BPF_TRACE_ITER,
     BPF_TRACE_RAW_TP,
 )
-from kernel_model.bpf.verifier_state import MapFacts, ProgFacts, Refused
+from kernel_model.bpf.verifier_state import MapFacts, ProgFacts, Refused, TargetFacts
 from kernel_model.linux.errno import EINVAL
 
 _EVERYWHERE: Final = frozenset(
@@ -60,7 +61,7 @@ _HELPERS: Final[Mapping[int, frozenset[BPF_FUNC]]] = MappingProxyType(
     }
 )
 
-PROG_TYPES: Final = frozenset(_HELPERS)
+PROG_TYPES: Final = frozenset({*_HELPERS, BPF_PROG_TYPE_EXT})
 """The program types that can be loaded."""
 
 NON_SLEEPABLE_ERROR_INJECT: Final = frozenset(
@@ -69,13 +70,13 @@ NON_SLEEPABLE_ERROR_INJECT: Final = frozenset(
 ERROR_INJECTION: Final = NON_SLEEPABLE_ERROR_INJECT | {"bpf_modify_return_test"}
 SLEEPABLE_LSM_HOOKS: Final = frozenset({"bpf_lsm_bprm_committed_creds"})
 
-_TRAMPOLINES: Final = (BPF_TRACE_FENTRY, BPF_TRACE_FEXIT, BPF_MODIFY_RETURN, BPF_LSM_MAC)
+TRAMPOLINES: Final = (BPF_TRACE_FENTRY, BPF_TRACE_FEXIT, BPF_MODIFY_RETURN, BPF_LSM_MAC)
 
 
 def known_helpers(prog: ProgFacts) -> frozenset[int]:
     """The helpers that get_func_proto() has for the program."""
     sleeping = frozenset({BPF_FUNC.copy_from_user} if prog.sleepable else ())
-    return frozenset(_HELPERS[prog.prog_type] | sleeping)
+    return _HELPERS.get(prog.ops_type, _EVERYWHERE) | sleeping
 
 
 def within_error_injection_list(function: str) -> bool:
@@ -84,23 +85,57 @@ def within_error_injection_list(function: str) -> bool:
 
 def check_attach_btf_id(prog: ProgFacts) -> None:
     """May the program be attached to what it names?"""
-    attaches = prog.prog_type in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM)
-    if prog.sleepable and not attaches:
+    attaches = prog.prog_type in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM, BPF_PROG_TYPE_EXT)
+    if prog.sleepable and prog.prog_type not in (BPF_PROG_TYPE_TRACING, BPF_PROG_TYPE_LSM):
         raise Refused(EINVAL, "Only fentry/fexit/fmod_ret and lsm programs can be sleepable")
     if not attaches:
         return
-    if not prog.attach_to:
-        raise Refused(EINVAL, "Tracing programs must provide btf_id")
-    if prog.expected_attach_type in _TRAMPOLINES:
-        _check_function(prog)
-    elif prog.expected_attach_type not in (BPF_TRACE_RAW_TP, BPF_TRACE_ITER):
-        raise Refused(EINVAL, "")
+    bpf_check_attach_target(prog)
     if prog.prog_type == BPF_PROG_TYPE_LSM and not prog.attach_to.startswith("bpf_lsm_"):
         raise Refused(EINVAL, f"attach_btf_id points to wrong type name {prog.attach_to}")
 
 
+def bpf_check_attach_target(prog: ProgFacts) -> None:
+    """Is there such a function, and may a program of this kind have it?"""
+    extension = prog.prog_type == BPF_PROG_TYPE_EXT
+    if not prog.attach_to and not prog.attach_btf_id:
+        raise Refused(EINVAL, "Tracing programs must provide btf_id")
+    if prog.target is not None:
+        _check_target_prog(prog, prog.target)
+    elif extension:
+        raise Refused(EINVAL, "Cannot replace kernel functions")
+    if prog.expected_attach_type == BPF_TRACE_RAW_TP and prog.target is not None:
+        what = "Only FENTRY/FEXIT progs are attachable to another BPF prog"
+        raise Refused(EINVAL, what)
+    if extension or prog.expected_attach_type in TRAMPOLINES:
+        _check_function(prog)
+    elif prog.expected_attach_type not in (BPF_TRACE_RAW_TP, BPF_TRACE_ITER):
+        raise Refused(EINVAL, "")
+
+
+def _check_target_prog(prog: ProgFacts, target: TargetFacts) -> None:
+    number = prog.attach_btf_id - 1
+    extension = prog.prog_type == BPF_PROG_TYPE_EXT
+    if not target.func_info:
+        what = "FENTRY/FEXIT program can only be attached to another program annotated with BTF"
+        raise Refused(EINVAL, what)
+    if number not in range(target.functions):
+        raise Refused(EINVAL, f"attach_btf_id {prog.attach_btf_id} is invalid")
+    if extension and number in target.unreliable:
+        raise Refused(EINVAL, "Cannot replace static functions")
+    if target.prog_type == prog.prog_type:
+        raise Refused(EINVAL, "Cannot recursively attach")
+    watches = target.expected_attach_type in (BPF_TRACE_FENTRY, BPF_TRACE_FEXIT)
+    if extension and target.prog_type == BPF_PROG_TYPE_TRACING and watches:
+        raise Refused(EINVAL, "Cannot extend fentry/fexit")
+
+
 def _check_function(prog: ProgFacts) -> None:
-    name = prog.attach_to
+    target = prog.target
+    if any(prog.saved_dst):
+        if target is None or prog.saved_dst != (target.prog_type, target.expected_attach_type):
+            raise Refused(EINVAL, "")
+    name = prog.attach_to or f"function {prog.attach_btf_id} of the program"
     if prog.sleepable:
         if prog.prog_type == BPF_PROG_TYPE_LSM:
             may_sleep = name in SLEEPABLE_LSM_HOOKS
@@ -109,6 +144,8 @@ def _check_function(prog: ProgFacts) -> None:
         if not may_sleep:
             raise Refused(EINVAL, f"{name} is not sleepable")
     elif prog.expected_attach_type == BPF_MODIFY_RETURN:
+        if target is not None:
+            raise Refused(EINVAL, "can't modify return codes of BPF programs")
         if not within_error_injection_list(name) and not name.startswith("security_"):
             raise Refused(EINVAL, f"{name}() is not modifiable")
 

@@ -4,21 +4,28 @@ One page of two halves, of which the one that is not in use is written anew by e
 (`bpf_trampoline_update`), after the grace periods that are to see everybody out of it. From
 e21aa341785c on every change makes an image of its own, which is freed when nobody is in it.
 
-Not modelled: symbols of trampolines; programs as targets, and extensions of them.
+The function is one of the kernel's or one of a program's. Instead of being called around by a
+trampoline, a function of a program can be replaced by an extension.
+
+Not modelled: symbols of trampolines.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from kernel_model.bpf.ftrace import (
-    Ftrace,
-    TracedFunction,
-    modify_ftrace_direct,
-    register_ftrace_direct,
-    unregister_ftrace_direct,
+from kernel_model.bpf.prog_attr import (
+    BPF_LSM_MAC,
+    BPF_MODIFY_RETURN,
+    BPF_TRACE_FENTRY,
+    BPF_TRACE_FEXIT,
 )
-from kernel_model.bpf.prog_attr import BPF_LSM_MAC, BPF_TRACE_FENTRY, BPF_TRACE_FEXIT
+from kernel_model.bpf.trampoline_entry import (
+    modify_fentry,
+    poke_extension,
+    register_fentry,
+    unregister_fentry,
+)
 from kernel_model.bpf.trampoline_image import (
     HALF,
     Progs,
@@ -43,9 +50,25 @@ from sim.threads import Thread
 if TYPE_CHECKING:
     from kernel_model.bpf.prog import BpfProg
     from kernel_model.kernel import Kernel
+    from kernel_model.x86.text import Image
 
 BPF_MAX_TRAMP_PROGS: Final = 40
-FENTRY, FEXIT, MODIFY_RETURN = 0, 1, 2
+VOID_HOOKS: Final = frozenset({"bpf_lsm_bprm_committed_creds"})
+FENTRY, FEXIT, MODIFY_RETURN, REPLACE = 0, 1, 2, 3
+
+
+class TrampolineKey(NamedTuple):
+    """Which function: 0 and its name for one of the kernel's, else the program's id and BTF's."""
+
+    prog_id: int
+    btf_id: str | int
+
+
+class TargetInfo(NamedTuple):
+    """`struct bpf_attach_target_info`: the function, and how many arguments it takes."""
+
+    tgt_addr: Image
+    nr_args: int
 
 
 @final
@@ -53,6 +76,7 @@ class BpfTrampoline(Struct):
     """`struct bpf_trampoline`.
 
     refcnt    links, and programs that are loaded for the function and not attached
+    extension_prog  what replaces the function; then it has no programs of the other kinds
     progs     per kind, the latest first
     selector  how often the image has changed; its lowest bit: the half that is written next
     image     the page (with e21aa341785c: the image in use)
@@ -67,9 +91,12 @@ class BpfTrampoline(Struct):
     modify_return: Cell[Progs] = cell(())
     selector: Cell[int] = cell(0)
     image: Cell[TrampolineImage | None] = cell(None)
+    extension_prog: Cell[BpfProg | None] = cell(None)
 
-    def __init__(self, function: TracedFunction) -> None:
-        self.func: Final = function
+    def __init__(self, key: TrampolineKey, target: TargetInfo) -> None:
+        self.key: Final = key
+        self.func: Final = target.tgt_addr
+        self.nr_args: Final = target.nr_args
         self.progs_hlist: Final = (self.fentry, self.fexit, self.modify_return)
 
 
@@ -88,17 +115,18 @@ async def _alloc_image(kernel: Kernel, tr: BpfTrampoline) -> TrampolineImage | N
 
 
 @kernel_function
-async def bpf_trampoline_get(kernel: Kernel, name: str) -> BpfTrampoline | None:
+async def bpf_trampoline_get(
+    kernel: Kernel, key: TrampolineKey, target: TargetInfo
+) -> BpfTrampoline | None:
     """The trampoline of a function, made if need be; None: memory is short."""
     all_of_them = kernel.subsystem(Trampolines)
     async with mutex(all_of_them.trampoline_mutex):
         table = await load(all_of_them.table)
         for tr in table:
-            if tr.func.name == name:
+            if tr.key == key:
                 await store(tr.refcnt, await load(tr.refcnt) + 1)
                 return tr
-        function = kernel.subsystem(Ftrace).by_name[name]
-        made = await kzalloc(kernel, BpfTrampoline, function)
+        made = await kzalloc(kernel, BpfTrampoline, key, target)
         if made is None:
             return None
         if not kernel.has(Fix.FEXIT_IMAGE):
@@ -146,13 +174,15 @@ async def bpf_trampoline_update(kernel: Kernel, tr: BpfTrampoline) -> int:
     old_half, new_half = (selector + 1) & 1, selector & 1
     old_addr = image.addr + old_half * HALF
     if not any(progs):
-        error = await unregister_ftrace_direct(kernel, tr.func, old_addr)
+        error = await unregister_fentry(kernel, tr.func, old_addr)
         await store(tr.selector, 0)
         return error
     await _wait_for_half(kernel)
     code = await arch_prepare_bpf_trampoline(
-        tr.func, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT]
+        tr.func, tr.nr_args, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT]
     )
+    if isinstance(code, int):
+        return code
     await write_half(image, new_half, code)
     error = await _switch(kernel, tr, old_addr if selector else 0, image.addr + new_half * HALF)
     if not error:
@@ -177,8 +207,8 @@ async def _wait_for_half(kernel: Kernel) -> None:
 
 async def _switch(kernel: Kernel, tr: BpfTrampoline, old: int, new: int) -> int:
     if old:
-        return await modify_ftrace_direct(kernel, tr.func, old, new)
-    return await register_ftrace_direct(kernel, tr.func, new)
+        return await modify_fentry(kernel, tr.func, old, new)
+    return await register_fentry(kernel, tr.func, new)
 
 
 async def _update_image(kernel: Kernel, tr: BpfTrampoline, progs: list[Progs]) -> int:
@@ -186,7 +216,7 @@ async def _update_image(kernel: Kernel, tr: BpfTrampoline, progs: list[Progs]) -
     old = await load(tr.image)
     if not any(progs):
         assert old is not None
-        error = await unregister_ftrace_direct(kernel, tr.func, old.addr)
+        error = await unregister_fentry(kernel, tr.func, old.addr)
         await bpf_tramp_image_put(kernel, old)
         await store(tr.image, None)
         await store(tr.selector, 0)
@@ -195,8 +225,11 @@ async def _update_image(kernel: Kernel, tr: BpfTrampoline, progs: list[Progs]) -
     if image is None:
         return -ENOMEM
     code = await arch_prepare_bpf_trampoline(
-        tr.func, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT]
+        tr.func, tr.nr_args, progs[FENTRY], progs[MODIFY_RETURN], progs[FEXIT]
     )
+    if isinstance(code, int):
+        await kfree(kernel, image, "bpf_jit_free_exec")
+        return code
     await write_half(image, 0, code)
     error = await _switch(kernel, tr, 0 if old is None else old.addr, image.addr)
     if error:
@@ -242,18 +275,26 @@ def _kind(prog: BpfProg) -> int:
         return FENTRY
     if prog.expected_attach_type == BPF_TRACE_FEXIT:
         return FEXIT
-    void = prog.expected_attach_type == BPF_LSM_MAC and prog.aux.attach_func_name in VOID_HOOKS
-    return FEXIT if void else MODIFY_RETURN
-
-
-VOID_HOOKS: Final = frozenset({"bpf_lsm_bprm_committed_creds"})
+    if prog.expected_attach_type == BPF_MODIFY_RETURN:
+        return MODIFY_RETURN
+    if prog.expected_attach_type == BPF_LSM_MAC:
+        return FEXIT if prog.aux.attach_func_name in VOID_HOOKS else MODIFY_RETURN
+    return REPLACE
 
 
 @kernel_function
 async def bpf_trampoline_link_prog(kernel: Kernel, prog: BpfProg, tr: BpfTrampoline) -> int:
-    place = tr.progs_hlist[_kind(prog)]
+    kind = _kind(prog)
     async with mutex(tr.mutex):
+        if await load(tr.extension_prog) is not None:
+            return -EBUSY
         count = len(await load(tr.fentry)) + len(await load(tr.fexit))
+        if kind == REPLACE:
+            if count:
+                return -EBUSY
+            await store(tr.extension_prog, prog)
+            return await poke_extension(kernel, tr.func, None, await load(prog.bpf_func))
+        place = tr.progs_hlist[kind]
         if count >= BPF_MAX_TRAMP_PROGS:
             return -E2BIG
         progs = await load(place)
@@ -268,26 +309,13 @@ async def bpf_trampoline_link_prog(kernel: Kernel, prog: BpfProg, tr: BpfTrampol
 
 @kernel_function
 async def bpf_trampoline_unlink_prog(kernel: Kernel, prog: BpfProg, tr: BpfTrampoline) -> int:
-    place = tr.progs_hlist[_kind(prog)]
+    kind = _kind(prog)
     async with mutex(tr.mutex):
+        if kind == REPLACE:
+            error = await poke_extension(kernel, tr.func, await load(prog.bpf_func), None)
+            await store(tr.extension_prog, None)
+            return error
+        place = tr.progs_hlist[kind]
         progs = await load(place)
         await store(place, tuple(other for other in progs if other is not prog))
         return await bpf_trampoline_update(kernel, tr)
-
-
-async def get_dst_trampoline(kernel: Kernel, prog: BpfProg) -> int:
-    """The part of check_attach_btf_id() that takes the trampoline: 0 or -ENOMEM."""
-    if prog.aux.attach_func_name not in kernel.subsystem(Ftrace).by_name:
-        return 0
-    tr = await bpf_trampoline_get(kernel, prog.aux.attach_func_name)
-    if tr is None:
-        return -ENOMEM
-    await store(prog.aux.dst_trampoline, tr)
-    return 0
-
-
-async def put_dst_trampoline(kernel: Kernel, prog: BpfProg) -> None:
-    """A program that has never been attached gives up its trampoline."""
-    tr = await load(prog.aux.dst_trampoline)
-    if isinstance(tr, BpfTrampoline):
-        await bpf_trampoline_put(kernel, tr)

@@ -7,7 +7,8 @@ what is there by then: if that is not what it entered, the machine says so.
 Positions in an image: "glue" (no section of any flavour), "prog" (inside the section of the program
 that it calls) and "orig" (the function itself is called).
 
-Not modelled: saving arguments as memory; programs get up to six arguments of 8 bytes.
+Not modelled: saving arguments as memory; how long the code of a half is, and that it may not fit;
+what rax holds behind a function of the kernel that returns nothing is nobody's promise, and 0 here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from kernel_model.bpf.jit_run import Unset
 from kernel_model.fixes import Fix
+from kernel_model.linux.errno import ENOTSUPP
 from kernel_model.linux.preempt import migrate_disable
 from kernel_model.linux.slab import kfree
 from kernel_model.linux.task import might_fault
@@ -40,6 +42,7 @@ PAGE_SIZE: Final = 4096
 HALF: Final = PAGE_SIZE // 2
 _U64: Final = (1 << 64) - 1
 Progs = tuple["BpfProg", ...]
+MAX_ARGS: Final = 6  # of a traced function, in registers
 _STEP: Final = 16  # bytes of an image between two of its positions here
 
 
@@ -54,10 +57,12 @@ class TrampolineCode(NamedTuple):
     """What a half consists of: the programs in the order in which they run.
 
     func       where the function goes on behind its entry site
+    nr_args    of the function
     call_orig  whether the image calls the function itself
     """
 
     func: int
+    nr_args: int
     fentry: tuple[ProgCall, ...]
     fmod_ret: tuple[ProgCall, ...]
     fexit: tuple[ProgCall, ...]
@@ -142,11 +147,12 @@ async def _run_image(image: TrampolineImage, at: int, m: Machine) -> Jump | None
     run = _Run(image, at, modelled_frame)
     await _at(run, "glue")
     assert run.code is not None
-    code, args, count = run.code, m.args, m.rax
+    code, given, count = run.code, m.args, m.rax
+    args = given[: code.nr_args]
     for prog in code.fentry:
         await _call_prog(run, m, prog, args)
     if not code.call_orig:
-        m.args = args
+        m.args = given
         if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
             m.rax = count
         await _at(run, "glue")
@@ -157,7 +163,7 @@ async def _run_image(image: TrampolineImage, at: int, m: Machine) -> Jump | None
         if result:
             break
     if not result:
-        result = await _call_original(run, m, (args, count))
+        result = await _call_original(run, m, (given, count))
     if not (m.kernel.has(Fix.FEXIT_IMAGE) and await READ_ONCE(image.skip)):
         for prog in code.fexit:
             await _call_prog(run, m, prog, (*args, result))
@@ -172,10 +178,11 @@ async def _call_original(run: _Run, m: Machine, saved: tuple[tuple[Any, ...], in
     counted = m.kernel.has(Fix.FEXIT_IMAGE)
     assert run.code is not None
     m.args, count = saved
-    if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
-        m.rax = count
     if counted:
         await __bpf_tramp_enter(run.image)
+        m.rax = 0
+    if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
+        m.rax = count
     result = await m._call(run.code.func, run.base + 2 * _STEP)
     await _at(run, "orig")
     if counted:
@@ -206,6 +213,7 @@ async def _call_prog(run: _Run, m: Machine, prog: ProgCall, args: tuple[Any, ...
     else:
         async with rcu_read_lock(), migrate_disable():
             result = await _in_prog(run, m, prog, args)
+    m.rax = 0  # the exit wrapper
     await _at(run, "glue")
     return result
 
@@ -213,6 +221,8 @@ async def _call_prog(run: _Run, m: Machine, prog: ProgCall, args: tuple[Any, ...
 async def _in_prog(run: _Run, m: Machine, prog: ProgCall, args: tuple[Any, ...]) -> int:
     await _at(run, "prog")
     outer, rsp, top = m.context, m.rsp, m.top
+    chain = m.tail_calls, m.count, m.level  # of a program that is traced
+    m.tail_calls, m.count, m.level = [], 0, 1
     values = [int(arg) & _U64 if isinstance(arg, int) else 0 for arg in args]
     m.rsp -= 8 * len(values)
     start = m.rsp - m.low
@@ -221,16 +231,19 @@ async def _in_prog(run: _Run, m: Machine, prog: ProgCall, args: tuple[Any, ...])
     m.args = (m.rsp, Unset, Unset, Unset, Unset)
     result = await m._call(prog.addr, run.base + _STEP)
     m.rsp, m.context, m.top = rsp, outer, top
+    m.tail_calls, m.count, m.level = chain
     await _at(run, "prog")
     return result & 0xFFFF_FFFF
 
 
 async def arch_prepare_bpf_trampoline(
-    func: Image, fentry: Progs, fmod_ret: Progs, fexit: Progs
-) -> TrampolineCode:
-    """The code for a function with these programs, whose addresses are put into it."""
+    func: Image, nr_args: int, fentry: Progs, fmod_ret: Progs, fexit: Progs
+) -> TrampolineCode | int:
+    """The code for a function with these programs, whose addresses are put into it, or -errno."""
+    if nr_args > MAX_ARGS:
+        return -ENOTSUPP
     calls = [await _calls(progs) for progs in (fentry, fmod_ret, fexit)]
-    return TrampolineCode(func.addr + POKE_SIZE, *calls)
+    return TrampolineCode(func.addr + POKE_SIZE, nr_args, *calls)
 
 
 async def _calls(progs: Progs) -> tuple[ProgCall, ...]:

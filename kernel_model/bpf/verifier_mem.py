@@ -101,7 +101,7 @@ def _check_ctx_access(
     if modified:
         message = f"dereference of modified ctx ptr R{regno} off={modified} disallowed"
         raise Refused(EACCES, message)
-    if off < 0 or (write and env.prog.prog_type != BPF_PROG_TYPE_SCHED_CLS):
+    if off < 0 or (write and env.prog.ops_type != BPF_PROG_TYPE_SCHED_CLS):
         raise Refused(EACCES, f"invalid bpf_context access off={off} size={size}")
 
 

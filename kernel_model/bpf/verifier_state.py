@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, final
 
 from kernel_model.bpf.check import subprogs
 from kernel_model.bpf.insn import BPF_REG_FP, MAX_BPF_REG, Insn
+from kernel_model.bpf.prog_attr import BPF_PROG_TYPE_EXT
 from kernel_model.bpf.translate import is_bpf_call
 from kernel_model.linux.errno import EACCES
 
@@ -29,10 +30,27 @@ class Refused(Exception):
         self.message: Final = message
 
 
+class TargetFacts(NamedTuple):
+    """What verification asks about a program that another one is to be attached to.
+
+    func_info   whether BTF describes its functions
+    functions   how many it has
+    unreliable  numbers of those whose arguments are not as BTF describes them
+    """
+
+    prog_type: int
+    expected_attach_type: int
+    func_info: bool
+    functions: int
+    unreliable: frozenset[int]
+
+
 class ProgFacts(NamedTuple):
     """What verification asks about a program, apart from its instructions.
 
     attach_to  the kernel function that it is to be attached to, for types that name one
+    target     the program that it is to be attached to, `attach_btf_id`: the function of that
+    saved_dst  type and attach type of the program that it was loaded for; 0: it was for none
     func_info  whether BTF describes its functions
     tail_call_subprogs  whether a program with several functions may have tail calls
     """
@@ -43,6 +61,16 @@ class ProgFacts(NamedTuple):
     sleepable: bool
     func_info: bool = True
     tail_call_subprogs: bool = True
+    attach_btf_id: int = 0
+    target: TargetFacts | None = None
+    saved_dst: tuple[int, int] = (0, 0)
+
+    @property
+    def ops_type(self) -> int:
+        """The type whose helpers and context it has: an extension has those of its target."""
+        if self.prog_type == BPF_PROG_TYPE_EXT and self.target is not None:
+            return self.target.prog_type
+        return self.prog_type
 
 
 class MapFacts(NamedTuple):
