@@ -2,10 +2,13 @@
 
 Covers: BPF_MAP_TYPE_PROG_ARRAY, bpf_tail_call() with a constant and with a variable key, from the
 main function and from another one, bpf_map_update_elem() and bpf_map_delete_elem() on the array,
-text_poke_bp(), the free of programs that were in a slot.
+text_poke_bp(), the free of programs that were in a slot; a trampoline at the function that
+tail-calls (traced=fentry, traced=fexit).
 Scenario: callers pass a raw tracepoint whose program tail-calls through slot 0. An updater puts one
 plain program after another there, closing it so that the slot holds the last reference, removes it,
-and puts one in again. Before that, or not (loaded=no), the caller's program has been loaded.
+and puts one in again. Before that, or not (loaded=no), the caller's program has been loaded. Nobody
+traces its function, or somebody does (with tasks_rcu=yes): the tracing program is detached
+meanwhile, and another one is attached and detached.
 Expect: a caller sees the value of a program that was in the slot, or its own. Nobody executes freed
 text, and nobody's registers or stack are wrong.
 """
@@ -29,9 +32,13 @@ from kernel_model.uapi import (
     u32,
 )
 from kernel_model.workload import checked, kernel_workload
+from sim.errors import UsageError
 from sim.macros import join, note, outcome
+from workloads.tailcall_trampoline import Kind, attach
+from workloads.tailcall_trampoline import tracer as attach_and_detach
 
 From = Literal["main", "subprog"]
+Traced = Literal["none", "fentry", "fexit"]
 Key = Literal["constant", "variable"]
 
 MISSED = 99  # what the caller returns by itself
@@ -125,6 +132,15 @@ async def updater(
         await close(kernel, fd)
 
 
+async def tracer(
+    kernel: Kernel, fd: int, kind: Kind, function: From, attached: tuple[int, int]
+) -> None:
+    """Detach the program that traces, and attach and detach another one."""
+    for watching in reversed(attached):
+        await close(kernel, watching)
+    await attach_and_detach(kernel, fd, kind, function, 1)
+
+
 @kernel_workload(cpus=3)
 async def tailcall_poke(
     kernel: Kernel,
@@ -137,22 +153,31 @@ async def tailcall_poke(
     installed: bool = False,
     reinstall: bool = False,
     loaded: bool = True,
+    traced: Traced = "none",
 ) -> None:
+    if traced != "none" and kernel.preempt == "full" and "TASKS_RCU" not in kernel.config:
+        raise UsageError(f"traced={traced}: a trampoline waits for Tasks RCU: add tasks_rcu=yes")
     map_fd = checked("map", await bpf_create_map(kernel, BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1))
     targets = [await load_target(kernel, i + 1) for i in range(updates + reinstall)]
     before, after = tuple(targets[:updates]), tuple(targets[updates:])
     tp = tracepoint(kernel, "sys_enter")
+    fd = -1
     if loaded:
         fd = checked("caller", await load_caller(kernel, map_fd, source, key))
         await attach_caller(kernel, fd)
     if installed:
-        fd = await load_target(kernel, FIRST)
-        checked("install", await bpf_map_update_elem(kernel, map_fd, u32(0), u32(fd)))
-        await close(kernel, fd)
+        first = await load_target(kernel, FIRST)
+        checked("install", await bpf_map_update_elem(kernel, map_fd, u32(0), u32(first)))
+        await close(kernel, first)
     values = (MISSED, FIRST, *range(1, updates + reinstall + 1))
     tasks = [await task(kernel, updater, kernel, map_fd, before, after, name="updater")]
     if not loaded:  # which the array may refuse, while its first user becomes its owner
-        await attach_caller(kernel, await load_caller(kernel, map_fd, source, key))
+        fd = await load_caller(kernel, map_fd, source, key)
+        await attach_caller(kernel, fd)
+    if traced != "none" and fd >= 0:
+        attached = await attach(kernel, fd, traced, source)
+        args = (fd, traced, source, attached)
+        tasks.append(await task(kernel, tracer, kernel, *args, name="tracer"))
     tasks += [
         await task(kernel, caller, kernel, tp, runs, values, name=f"caller{i}")
         for i in range(callers)

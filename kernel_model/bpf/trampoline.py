@@ -53,7 +53,19 @@ if TYPE_CHECKING:
     from kernel_model.x86.text import Image
 
 BPF_MAX_TRAMP_PROGS: Final = 40
-VOID_HOOKS: Final = frozenset({"bpf_lsm_bprm_committed_creds"})
+VOID_HOOKS: Final = frozenset(
+    f"bpf_lsm_{name}"
+    for name in """
+    bprm_committing_creds bprm_committed_creds sb_free_security inode_free_security
+    inode_post_setxattr inode_getsecid inode_invalidate_secctx d_instantiate file_free_security
+    file_set_fowner task_free task_getsecid task_to_inode cred_free cred_transfer cred_getsecid
+    ipc_getsecid msg_msg_free_security msg_queue_free_security shm_free_security sem_free_security
+    sk_free_security sk_clone_security sk_getsecid sock_graft inet_csk_clone inet_conn_established
+    secmark_refcount_inc secmark_refcount_dec req_classify_flow tun_dev_free_security
+    bpf_map_free_security bpf_prog_free_security
+    """.split()
+)
+"""The hooks of security modules that return nothing: a program runs behind them."""
 FENTRY, FEXIT, MODIFY_RETURN, REPLACE = 0, 1, 2, 3
 
 
