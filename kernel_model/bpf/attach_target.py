@@ -40,7 +40,7 @@ CONSERVATIVE_ARGS: Final = 5  # MAX_BPF_FUNC_REG_ARGS
 
 async def dst_prog(prog: BpfProg) -> BpfProg | None:
     """The program that this one was loaded for, unless it has been attached."""
-    return await load(prog.aux.dst_prog) if prog.aux.attach_btf_id else None
+    return await load(prog.aux.dst_prog) if prog.aux.for_prog else None
 
 
 async def target_facts(tgt_prog: BpfProg) -> TargetFacts:

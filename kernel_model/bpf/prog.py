@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, final
 
 from kernel_model.bpf.anon_inodes import anon_inode_getfd
-from kernel_model.bpf.arraymap import BpfArray
 from kernel_model.bpf.attach_target import (
     dst_prog,
     get_dst_trampoline,
@@ -20,9 +19,9 @@ from kernel_model.bpf.attach_target import (
     target_facts,
 )
 from kernel_model.bpf.attr import BPF_PROG_LOAD
-from kernel_model.bpf.core import BpfText, translated
+from kernel_model.bpf.core import BpfText
 from kernel_model.bpf.disasm import listing
-from kernel_model.bpf.insn import BPF_PSEUDO_MAP_VALUE, decode, is_ld_imm64
+from kernel_model.bpf.insn import decode
 from kernel_model.bpf.jit_prog import (
     __bpf_free_used_maps,
     bpf_check_tail_call,
@@ -38,7 +37,7 @@ from kernel_model.bpf.map_refs import Idr, bpf_map_put
 from kernel_model.bpf.prog_attr import BPF_F_SLEEPABLE, ProgLoadAttr
 from kernel_model.bpf.prog_check import check_attr, copy_and_name
 from kernel_model.bpf.syscall import bpf_command, sys_bpf
-from kernel_model.bpf.verifier import Checked, bpf_check
+from kernel_model.bpf.verifier import Checked, bpf_check, bpf_text
 from kernel_model.bpf.verifier_state import ProgFacts
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
@@ -73,7 +72,7 @@ class BpfProgAux(Struct):
     poke_tab   the direct tail calls, as many as `size_poke_tab`
     func       the functions of a program that has several, each a program with an aux of its own
     dst_prog, dst_trampoline  what it was loaded for, until it is attached; under dst_mutex
-    saved_dst  type and attach type of that program
+    for_prog, saved_dst  whether that is a program, and then its type and attach type
     """
 
     KIND = "bpf_prog_aux"
@@ -96,12 +95,14 @@ class BpfProgAux(Struct):
         *,
         sleepable: bool,
         attach_btf_id: int = 0,
+        for_prog: bool = False,
         func_info: bool = True,
         unreliable: frozenset[int] = frozenset(),
     ) -> None:
         self.name: Final = name
         self.attach_func_name: Final = attach_func_name
         self.attach_btf_id: Final = attach_btf_id
+        self.for_prog: Final = for_prog
         self.sleepable: Final = sleepable
         self.func_info: Final = func_info
         self.unreliable: Final = unreliable
@@ -293,6 +294,7 @@ async def bpf_prog_alloc(kernel: Kernel, attr: ProgLoadAttr) -> BpfProg | None:
         attr.attach_to,
         sleepable=sleepable,
         attach_btf_id=attr.attach_btf_id,
+        for_prog=bool(attr.attach_prog_fd),
         func_info=attr.func_info,
         unreliable=attr.unreliable,
         gfp="GFP_USER",
@@ -318,7 +320,7 @@ async def _take_target(kernel: Kernel, prog: BpfProg, attr: ProgLoadAttr) -> int
 
 async def _make_text(kernel: Kernel, prog: BpfProg, checked: Checked) -> int:
     """What follows once a program is known to be safe: 0, or -errno and nothing is left of it."""
-    prog.text = _text(prog.aux.name, checked)
+    prog.text = bpf_text(prog.aux.name, checked)
     verdict, maps = checked.verdict, checked.used_maps
     error = await get_dst_trampoline(kernel, prog)
     error = error or await track_pokes(kernel, prog.aux, verdict.pokes, maps)
@@ -343,21 +345,6 @@ async def release_maps(kernel: Kernel, aux: BpfProgAux, maps: tuple[BpfMap, ...]
         return
     for map in maps:
         await bpf_map_put(kernel, map)
-
-
-def _text(name: str, checked: Checked) -> BpfText:
-    """What runs: the rewritten program with its addresses resolved."""
-    verdict = checked.verdict
-    insns = verdict.insns
-    addresses: dict[int, int] = {}
-    for index, insn in enumerate(insns):
-        if is_ld_imm64(insn) and insn.src:
-            map = checked.used_maps[insn.imm]
-            addresses[index] = map.addr
-            if insn.src == BPF_PSEUDO_MAP_VALUE:
-                assert isinstance(map, BpfArray)  # check_direct_value() saw to it
-                addresses[index] = map.value.addr + insns[index + 1].imm
-    return translated(name, insns, verdict.calls, addresses, verdict.derefs)
 
 
 bpf_command(BPF_PROG_LOAD, ProgLoadAttr, bpf_prog_load)

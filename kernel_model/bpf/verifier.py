@@ -25,9 +25,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
+from kernel_model.bpf.arraymap import BpfArray
 from kernel_model.bpf.attr import BPF_MAP_TYPE_ARRAY
 from kernel_model.bpf.check import check_program
-from kernel_model.bpf.core import BpfCall
+from kernel_model.bpf.core import BpfCall, BpfText, translated
 from kernel_model.bpf.disasm import print_bpf_insn
 from kernel_model.bpf.do_check import do_check
 from kernel_model.bpf.fixup import FIRST_KERNEL_CALL, KernelCall, PokeFacts, fixup_bpf_calls
@@ -181,6 +182,21 @@ def kernel_calls(calls: tuple[KernelCall, ...]) -> Mapping[int, BpfCall]:
     for imm, (name, helper) in enumerate(calls, start=FIRST_KERNEL_CALL):
         found[imm] = BpfCall(name, HELPERS[helper].call.nargs, MAP_OPS[helper])
     return found
+
+
+def bpf_text(name: str, checked: Checked) -> BpfText:
+    """What runs: the rewritten program with its addresses resolved."""
+    verdict = checked.verdict
+    insns = verdict.insns
+    addresses: dict[int, int] = {}
+    for index, insn in enumerate(insns):
+        if is_ld_imm64(insn) and insn.src:
+            map = checked.used_maps[insn.imm]
+            addresses[index] = map.addr
+            if insn.src == BPF_PSEUDO_MAP_VALUE:
+                assert isinstance(map, BpfArray)  # check_direct_value() saw to it
+                addresses[index] = map.value.addr + insns[index + 1].imm
+    return translated(name, insns, verdict.calls, addresses, verdict.derefs)
 
 
 # -- maps ----------------------------------------------------------------------------------------
