@@ -40,7 +40,7 @@ def watch(number: int, result: int = 0) -> str:
 def alone(main: Any, version: str = "5.10", **options: Any) -> Any:
     """What `main` returns if threads run one after the other; nothing may go wrong."""
     explored = explore(main, version, limit=1, config=TASKS, **options)
-    assert not explored.wrong
+    assert list(explored.wrong) == []
 
     return explored.returned[0]
 
