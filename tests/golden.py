@@ -65,6 +65,7 @@ GOLDEN = [
     Golden("tailcall-load-window-5.10-bug", "tailcall_load_window", "5.10", {"installed": "no"}),
     Golden("tailcall-untrack-5.10", "tailcall_subprog_untrack", "5.10"),
     Golden("tailcall-tree-5.10", "tailcall_counter", "5.10", {"shape": "tree"}),
+    Golden("tailcall-trampoline-5.10", "tailcall_trampoline", "5.10"),
     Golden(
         "tailcall-install-swapped-5.10",
         "tailcall_poke",
