@@ -24,10 +24,12 @@ from kernel_model.bpf.prog_attr import (
     BPF_TRACE_RAW_TP,
     ProgLoadAttr,
 )
+from kernel_model.bpf.tracing_link import bpf_tracing_prog_attach
 from kernel_model.bpf.trampoline import Trampolines
 from kernel_model.bpf.trampoline_image import TrampolineImage
 from kernel_model.kernel import Kernel
 from kernel_model.linux.errno import EBADF, EBUSY, EINVAL, ENOENT, ENOMEM
+from kernel_model.linux.task import syscall
 from kernel_model.uapi import bpf, bpf_create_map, bpf_map_update_elem, close, u32
 from kernel_model.x86.text import NOP5, image_at
 from sim.errors import MisuseError
@@ -330,9 +332,13 @@ def test_errors_of_attaching() -> None:
             expected_attach_type=BPF_TRACE_ITER,
             attach_to="bpf_iter_task",
         )
-        return [named, twice, await bpf_raw_tracepoint_attach(kernel, "", iterator)]
+        iterated = await bpf_raw_tracepoint_attach(kernel, "", iterator)
+        prog = await prog_of(kernel, fd)
+        async with syscall(kernel):  # no command of bpf(2) gets there
+            elsewhere = await bpf_tracing_prog_attach(kernel, prog, target, NEXT)
+        return [named, twice, iterated, elsewhere]
 
-    assert alone(main) == [-EINVAL, -ENOENT, -EINVAL]
+    assert alone(main) == [-EINVAL, -ENOENT, -EINVAL, -EINVAL]
 
 
 def test_an_entry_site_that_is_not_as_expected() -> None:
