@@ -8,7 +8,8 @@ Positions in an image: "glue" (no section of any flavour), "prog" (inside the se
 that it calls) and "orig" (the function itself is called).
 
 Not modelled: saving arguments as memory; how long the code of a half is, and that it may not fit;
-what rax holds behind a function of the kernel that returns nothing is nobody's promise, and 0 here.
+what rax holds behind a function of the kernel that returns nothing is nobody's promise, and 0 here;
+that with 116e04ba1459 rax points to the count, so that without 2b5dcb31a19a the pointer is lost.
 """
 
 from __future__ import annotations
