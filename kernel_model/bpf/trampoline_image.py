@@ -77,7 +77,7 @@ class TrampolineCode(NamedTuple):
 class TrampolineImage(Image):
     """The page of a trampoline: what its two halves contain.
 
-    pcref  of those that execute the original function from here (with e21aa341785c)
+    pcref  of those that are in an image that calls the function (with e21aa341785c)
     skip   whether the programs behind the original function are skipped (likewise)
     """
 
@@ -150,6 +150,10 @@ async def _run_image(image: TrampolineImage, at: int, m: Machine) -> Jump | None
     assert run.code is not None
     code, given, count = run.code, m.args, m.rax
     args = given[: code.nr_args]
+    counted = code.call_orig and m.kernel.has(Fix.FEXIT_IMAGE)
+    if counted:
+        await __bpf_tramp_enter(image)
+        m.rax = 0
     for prog in code.fentry:
         await _call_prog(run, m, prog, args)
     if not code.call_orig:
@@ -158,16 +162,18 @@ async def _run_image(image: TrampolineImage, at: int, m: Machine) -> Jump | None
             m.rax = count
         await _at(run, "glue")
         return Jump(m.pop())
-    result = 0
+    result, skip = 0, False
     for prog in code.fmod_ret:
         result = await _call_prog(run, m, prog, (*args, 0))
         if result:
             break
     if not result:
         result = await _call_original(run, m, (given, count))
-    if not (m.kernel.has(Fix.FEXIT_IMAGE) and await READ_ONCE(image.skip)):
-        for prog in code.fexit:
-            await _call_prog(run, m, prog, (*args, result))
+        skip = counted and await READ_ONCE(image.skip)
+    for prog in () if skip else code.fexit:
+        await _call_prog(run, m, prog, (*args, result))
+    if counted:
+        await __bpf_tramp_exit(m.kernel, image)
     await _at(run, "glue")
     m.rax = result
     m.pop()  # the function does not go on behind its entry site
@@ -176,19 +182,12 @@ async def _run_image(image: TrampolineImage, at: int, m: Machine) -> Jump | None
 
 
 async def _call_original(run: _Run, m: Machine, saved: tuple[tuple[Any, ...], int]) -> int:
-    counted = m.kernel.has(Fix.FEXIT_IMAGE)
     assert run.code is not None
     m.args, count = saved
-    if counted:
-        await __bpf_tramp_enter(run.image)
-        m.rax = 0
     if m.kernel.has(Fix.TAIL_CALL_TRAMPOLINE):
         m.rax = count
     result = await m._call(run.code.func, run.base + 2 * _STEP)
     await _at(run, "orig")
-    if counted:
-        await __bpf_tramp_exit(m.kernel, run.image)
-        await _at(run, "glue")
     return result
 
 

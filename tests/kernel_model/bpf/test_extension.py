@@ -24,6 +24,7 @@ from kernel_model.bpf.tracing_link import BPF_LINK_CREATE, LinkCreateAttr, bpf_l
 from kernel_model.bpf.trampoline import Trampolines
 from kernel_model.kernel import Kernel
 from kernel_model.linux.errno import EBADF, EBUSY, EINVAL, ENOENT, ENOMEM
+from kernel_model.linux.file import FdTable
 from kernel_model.uapi import bpf, bpf_create_map, bpf_map_update_elem, close, u32
 from kernel_model.x86.text import NOP5, Text
 from sim.strategies.random_walk import RandomWalk
@@ -148,7 +149,9 @@ def test_a_function_that_is_traced_is_not_replaced(kind: int) -> None:
     async def main(kernel: Kernel) -> list[int]:
         target = await load_target(kernel)
         link = await watched(kernel, target, NEXT, kind)
+        open_fds = kernel.subsystem(FdTable).open_fds.value
         busy = await extend(kernel, SIX, target, NEXT)
+        assert kernel.subsystem(FdTable).open_fds.value == open_fds
         other = await extend(kernel, SIX, target, MAIN)
         await close(kernel, link)
         return [busy, min(other, 0), min(await extend(kernel, SIX, target, NEXT), 0)]
@@ -299,6 +302,7 @@ def test_errors_of_attaching_elsewhere() -> None:
         fd = await load_extension(kernel, SIX, target, NEXT)
         watching = await load_tracing(kernel, BPF_TRACE_FENTRY, "r0 = 0\nexit", target, MAIN)
         typed = LinkCreateAttr(prog_fd=fd, attach_type=BPF_TRACE_FENTRY)
+        traces = LinkCreateAttr(prog_fd=watching, attach_type=BPF_TRACE_FENTRY)
         unused = LinkCreateAttr(prog_fd=fd, unused_tail=True)
         results = [
             await bpf_link_create(kernel, fd, target, 0),
@@ -310,6 +314,7 @@ def test_errors_of_attaching_elsewhere() -> None:
             await bpf_link_create(kernel, 99),
             await bpf_link_create(kernel, watching, target, MAIN),
             await bpf(kernel, BPF_LINK_CREATE, typed),
+            await bpf(kernel, BPF_LINK_CREATE, traces),
             await bpf(kernel, BPF_LINK_CREATE, unused),
             await bpf_raw_tracepoint_attach(kernel, "sys_enter", fd),
         ]
@@ -318,7 +323,7 @@ def test_errors_of_attaching_elsewhere() -> None:
         counts = [(await prog_of(kernel, ufd)).aux.refcnt.value for ufd in (target, other, fd)]
         return [*results, *counts]
 
-    expected = [-EINVAL] * 5 + [-EBADF] * 2 + [-EINVAL] * 4
+    expected = [-EINVAL] * 5 + [-EBADF] * 2 + [-EINVAL] * 5
     assert alone(main) == [*expected, 3, 1, 2]
 
 
