@@ -24,7 +24,10 @@ from tests.kernel_model.bpf.tracing import (
     load_extension,
     load_target,
     load_tracing,
+    logged,
+    new_log,
     trampolines,
+    watch,
 )
 
 NOTHING = "r0 = 0\nexit"
@@ -126,3 +129,23 @@ def test_of_who_traces_and_who_replaces_one_is_late(strategy: type[RandomWalk | 
         return results[0], results[1]
 
     assert search(main, strategy(0), runs=60) == {(0, -EBUSY), (-EBUSY, 0)}
+
+
+@pytest.mark.parametrize("strategy", [RandomWalk, Pct])
+def test_two_who_trace_one_function_both_do(strategy: type[RandomWalk | Pct]) -> None:
+    async def main(kernel: Kernel) -> int:
+        log, target = await new_log(kernel), await load_target(kernel)
+
+        def attach(number: int) -> Any:
+            async def body() -> None:
+                code = watch(number)
+                fd = await load_tracing(kernel, BPF_TRACE_FENTRY, code, target, NEXT, log)
+                assert await bpf_raw_tracepoint_attach(kernel, "", fd) >= 0
+
+            return body
+
+        await together(kernel, attach(1), attach(2))
+        await traced(kernel, target)
+        return await logged(kernel, log)
+
+    assert search(main, strategy(0), runs=60) == {12, 21}
