@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
-from kernel_model.checks_text import text_detectors
+from kernel_model.checks_tail_call import tail_call_detectors
+from kernel_model.checks_text import SiteHistory, text_detectors
 from kernel_model.linux.task import Context
 from sim import ops
 from sim.cells import Cell
@@ -35,7 +36,17 @@ STALL_NS: Final = 21_000_000_000  # CONFIG_RCU_CPU_STALL_TIMEOUT
 
 def linux_detectors() -> list[Detector]:
     """The checks, new for every execution."""
-    return [SuspiciousRcu(), SleepInAtomic(), Unbalanced(), LockOrder(), Stall(), *text_detectors()]
+    history = SiteHistory()
+    return [
+        SuspiciousRcu(),
+        SleepInAtomic(),
+        Unbalanced(),
+        LockOrder(),
+        Stall(),
+        history,
+        *text_detectors(history),
+        *tail_call_detectors(history),
+    ]
 
 
 class _Warns:

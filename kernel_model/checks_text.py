@@ -27,34 +27,52 @@ _WRITES: Final = ("text_poke int3", "text_poke", "memcpy")
 _SHOWN: Final = 12  # changes of a site
 
 
-def text_detectors() -> list[Detector]:
-    """The checks of text, new for every execution."""
-    return [CorruptedFrame(), RewrittenText(), UnboundedTailCalls()]
+def text_detectors(history: SiteHistory) -> list[Detector]:
+    """The checks of text, new for every execution; `history` must observe before them."""
+    return [CorruptedFrame(history), RewrittenText(), UnboundedTailCalls()]
+
+
+@final
+class SiteHistory:
+    """Finds nothing itself: others ask it what was written to a site.
+
+    _written  per site's memory, by address: what was written when by whom
+    """
+
+    kinds: frozenset[int] | None = frozenset({ops.STORE})
+
+    def __init__(self) -> None:
+        self._written: Final[dict[int, list[str]]] = {}
+
+    def observe(self, event: Event) -> None:
+        """Look at what is written to text."""
+        op = event.op
+        if op.name not in _WRITES or op.target.size != POKE_SIZE:
+            return
+        written = self._written.setdefault(op.addr, [])
+        if written and written[-1].endswith("(text_poke int3)"):
+            written.pop()  # this patch goes on
+        written.append(f" step {event.step}: {op.operand} by {event.thread.name} ({op.name})")
+
+    def of(self, site: Site) -> list[Detail]:
+        """The last changes of a site, if there was any."""
+        lines = self._written.get(site.ip, [])[-_SHOWN:]
+        where = f"{site.image.name}+{site.ip - site.image.addr:#x}"
+        return [Detail(f"History of {site.name} at {where}:", tuple(lines))] if lines else []
 
 
 @final
 class CorruptedFrame:
-    """Wrong registers, a wrong stack or a return into nothing, with the history of the sites.
+    """Wrong registers, a wrong stack or a return into nothing, with the history of the sites."""
 
-    _history  per site's memory, by address: what was written when by whom
-    """
+    kinds: frozenset[int] | None = frozenset({ops.NOTE})
 
-    kinds: frozenset[int] | None = frozenset({ops.STORE, ops.NOTE})
-
-    def __init__(self) -> None:
-        self._history: Final[dict[int, list[str]]] = {}
+    def __init__(self, history: SiteHistory) -> None:
+        self._history: Final = history
 
     def observe(self, event: Event) -> Finding | None:
-        """Look at what is written to text, and at what the machine says."""
+        """Look at what the machine says."""
         op = event.op
-        if op.kind == ops.STORE:
-            if op.name in _WRITES and op.target.size == POKE_SIZE:
-                history = self._history.setdefault(op.addr, [])
-                if history and history[-1].endswith("(text_poke int3)"):
-                    history.pop()  # this patch goes on
-                line = f" step {event.step}: {op.operand} by {event.thread.name} ({op.name})"
-                history.append(line)
-            return None
         if op.name != "corrupted":
             return None
         what, image = op.operand.what, op.operand.image
@@ -66,12 +84,9 @@ class CorruptedFrame:
         details = []
         for name, (bypass, target) in image.pairs().items():
             state = site_state(bypass.mem.value, target.mem.value)
-            details.append(Detail(f"State of {name} now: {state}", _code(image, bypass, target)))
+            details.append(Detail(f"State of {name} now: {state}", site_code(bypass, target)))
         for site in image.sites.values():
-            lines = self._history.get(site.ip, [])[-_SHOWN:]
-            if lines:
-                where = f"{image.name}+{site.ip - image.addr:#x}"
-                details.append(Detail(f"History of {site.name} at {where}:", tuple(lines)))
+            details += self._history.of(site)
         return details
 
 
@@ -108,9 +123,9 @@ class RewrittenText:
         )
 
 
-def _code(image: Image, bypass: Site, target: Site) -> tuple[str, ...]:
+def site_code(bypass: Site, target: Site) -> tuple[str, ...]:
     """The instructions of a tail call, from before its bypass to behind its target."""
-    lines = image.disassembly().splitlines()
+    lines = target.image.disassembly().splitlines()
     starts = [line.partition(":")[0] for line in lines]
     first, last = starts.index(f"{bypass.ip:x}"), starts.index(f"{target.ip:x}")
     return tuple(f" {line.expandtabs()}" for line in lines[max(first - 1, 1) : last + 2])
