@@ -16,9 +16,18 @@ from kernel_model.bpf.arraymap import BpfArray
 from kernel_model.bpf.attr import BPF_MAP_TYPE_PROG_ARRAY
 from kernel_model.bpf.ksym import BpfKsyms
 from kernel_model.bpf.poke import BpfJitPokeTab, jump_to
+from kernel_model.bpf.prog_array import BpfArrayAux
+from kernel_model.bpf.prog_attr import (
+    BPF_PROG_TYPE_EXT,
+    BPF_PROG_TYPE_LSM,
+    BPF_PROG_TYPE_RAW_TRACEPOINT,
+    BPF_PROG_TYPE_SCHED_CLS,
+    BPF_PROG_TYPE_TRACING,
+)
 from kernel_model.checks_text import SiteHistory, site_code, site_state
 from kernel_model.x86.text import NOP5, POKE_SIZE, Image, Site, Text
 from sim import ops
+from sim.detectors.describe import call_trace
 from sim.events import Detail, Detector, Event, Finding, Snapshot
 
 if TYPE_CHECKING:
@@ -27,11 +36,19 @@ if TYPE_CHECKING:
     from sim.cells import Lvalue
 
 STALE: Final = "stale-tail-call"
+WRONG_TYPE: Final = "wrong-type-tail-call"
+_TYPES: Final = {
+    BPF_PROG_TYPE_SCHED_CLS: "sched_cls",
+    BPF_PROG_TYPE_RAW_TRACEPOINT: "raw_tracepoint",
+    BPF_PROG_TYPE_TRACING: "tracing",
+    BPF_PROG_TYPE_LSM: "lsm",
+    BPF_PROG_TYPE_EXT: "ext",
+}
 
 
 def tail_call_detectors(history: SiteHistory) -> list[Detector]:
     """The checks of tail calls, new for every execution; `history` must observe before them."""
-    return [StaleTailCall(history)]
+    return [StaleTailCall(history), WrongType()]
 
 
 class _Sites(NamedTuple):
@@ -164,3 +181,44 @@ def _meaning(snapshot: Snapshot, text: Text) -> str:
 
 def _program(prog: BpfProg | None) -> str:
     return "no program" if prog is None else f"{prog.label} ({prog.text.name})"
+
+
+@final
+class WrongType:
+    """A program tail-calls one of another type, to which its context means nothing.
+
+    _owners  of prog arrays: which type was made the owner, when, by whom, of which array
+    """
+
+    kinds: frozenset[int] | None = frozenset({ops.STORE, ops.NOTE})
+
+    def __init__(self) -> None:
+        self._owners: Final[list[str]] = []
+
+    def observe(self, event: Event) -> Finding | None:
+        """Look at who becomes the owner of an array, and at what the machine says."""
+        op, thread = event.op, event.thread
+        if op.kind == ops.STORE:
+            aux = None if op.target is None else op.target.owner
+            if isinstance(aux, BpfArrayAux) and op.target is aux.type:
+                line = f" step {event.step}: {_TYPES[op.operand]} by {thread.name}, {aux.label}"
+                self._owners.append(line)
+            return None
+        if op.name != "wrong_type":
+            return None
+        caller, callee = op.operand
+        return Finding(
+            WRONG_TYPE,
+            f"BUG: tail call to a program of another type: {caller.name} -> {callee.name}",
+            (thread.name,),
+            event.step,
+            (
+                Detail(
+                    f"{caller.name} is of type {_TYPES[caller.text.prog_type]}, "
+                    f"{callee.name} of type {_TYPES[callee.text.prog_type]}",
+                    (),
+                ),
+                call_trace(thread),
+                Detail("Owners of prog arrays, as they were set:", tuple(self._owners)),
+            ),
+        )

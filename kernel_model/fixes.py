@@ -189,6 +189,10 @@ class Fix(Enum):
         "mutant:prog-free-no-gp", "a program is freed without a grace period", since=None
     )
 
+    NO_OWNER_CHECK = Commit(
+        "mutant:no-owner-check", "a prog array takes programs of any type", since=None
+    )
+
     TRAMP_NO_TASKS = Commit(
         "mutant:tramp-no-tasks",
         "a half of a trampoline is written anew without a Tasks RCU grace period",

@@ -62,6 +62,7 @@ class BpfText:
     derefs     the loads of pointers that order what depends on them, by index
     functions  the coroutine functions that all this was translated to, by first instruction
     images     the functions' images, by first instruction
+    prog_type  of the program, 0: nobody has said
     """
 
     name: str
@@ -71,6 +72,7 @@ class BpfText:
     derefs: frozenset[int]
     functions: Mapping[int, BpfFunc]
     images: dict[int, Image]
+    prog_type: int = 0
 
 
 def translated(
@@ -79,12 +81,14 @@ def translated(
     calls: Mapping[int, BpfCall],
     addresses: Mapping[int, int],
     derefs: frozenset[int] = frozenset(),
+    prog_type: int = 0,
 ) -> BpfText:
     """A program ready to be laid out; one bytecode is translated only once."""
     used = sorted({insn.imm for insn in insns if is_kernel_call(insn)})
     arity = tuple((imm, calls[imm].nargs) for imm in used if imm in calls)
     functions = translate(tuple(insns), arity, derefs)
-    return BpfText(f"bpf_prog_{name}", tuple(insns), calls, addresses, derefs, functions, {})
+    symbol = f"bpf_prog_{name}"
+    return BpfText(symbol, tuple(insns), calls, addresses, derefs, functions, {}, prog_type)
 
 
 async def _bpf_prog_run(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from kernel_model.fixes import Fix
 from kernel_model.rcu.tree import rcu_dereference_raw
 from kernel_model.x86.alternative import _fetch_site
-from kernel_model.x86.cpu import Corrupted, Jump
+from kernel_model.x86.cpu import Corrupted, Jump, Mismatch
 from kernel_model.x86.text import POKE_SIZE, Image, image_at
 from sim.events import Frame
 from sim.macros import load, note
@@ -184,25 +184,27 @@ async def _direct(run: BpfRun, bypass: Site | None, target: Site) -> Jump | None
     m, image = run.machine, run.image
     kernel = m.kernel
     if image.layout.in_place:
-        return await _jump(m, await _fetch_site(kernel, target))
+        return await _jump(run, await _fetch_site(kernel, target))
     assert bypass is not None
     push_back = kernel.has(Fix.PUSH_BACK)
     if not push_back and (await _fetch_site(kernel, bypass)).op == "jmp":
         return None
     unwind_frame(image, m)
-    jump = await _jump(m, await _fetch_site(kernel, target))
+    jump = await _jump(run, await _fetch_site(kernel, target))
     if jump is None and push_back:
         m.rsp -= image.layout.sd
         push_frame(image, m)
     return jump
 
 
-async def _jump(m: Machine, seen: Text) -> Jump | None:
+async def _jump(run: BpfRun, seen: Text) -> Jump | None:
     """What the target site says."""
     if seen.op != "jmp":
         return None
+    m = run.machine
     image = image_at(m.kernel, seen.target)
     await m._count_tail_call(image.name if image is not None else f"{seen.target:#x}")
+    await _compare_types(run, image)
     return Jump(seen.target)
 
 
@@ -218,7 +220,15 @@ async def _indirect(run: BpfRun, array: BpfArray, index: int) -> Jump | None:
     to = await load(prog.bpf_func)
     assert isinstance(to, Image)
     await m._count_tail_call(to.name)
+    await _compare_types(run, to)
     return Jump(to.addr + image.layout.landing)
+
+
+async def _compare_types(run: BpfRun, to: Image | None) -> None:
+    """No CPU does that: the context of a program of one type means nothing to another type."""
+    if isinstance(to, type(run.image)) and not to.freed:
+        if to.text.prog_type != run.text.prog_type:
+            await note("wrong_type", Mismatch(run.image, to))
 
 
 def _count_up(run: BpfRun) -> bool:

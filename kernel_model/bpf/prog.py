@@ -320,7 +320,7 @@ async def _take_target(kernel: Kernel, prog: BpfProg, attr: ProgLoadAttr) -> int
 
 async def _make_text(kernel: Kernel, prog: BpfProg, checked: Checked) -> int:
     """What follows once a program is known to be safe: 0, or -errno and nothing is left of it."""
-    prog.text = bpf_text(prog.aux.name, checked)
+    prog.text = bpf_text(prog.aux.name, prog.type, checked)
     verdict, maps = checked.verdict, checked.used_maps
     error = await get_dst_trampoline(kernel, prog)
     error = error or await track_pokes(kernel, prog.aux, verdict.pokes, maps)

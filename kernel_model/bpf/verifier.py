@@ -184,7 +184,7 @@ def kernel_calls(calls: tuple[KernelCall, ...]) -> Mapping[int, BpfCall]:
     return found
 
 
-def bpf_text(name: str, checked: Checked) -> BpfText:
+def bpf_text(name: str, prog_type: int, checked: Checked) -> BpfText:
     """What runs: the rewritten program with its addresses resolved."""
     verdict = checked.verdict
     insns = verdict.insns
@@ -196,7 +196,7 @@ def bpf_text(name: str, checked: Checked) -> BpfText:
             if insn.src == BPF_PSEUDO_MAP_VALUE:
                 assert isinstance(map, BpfArray)  # check_direct_value() saw to it
                 addresses[index] = map.value.addr + insns[index + 1].imm
-    return translated(name, insns, verdict.calls, addresses, verdict.derefs)
+    return translated(name, insns, verdict.calls, addresses, verdict.derefs, prog_type)
 
 
 # -- maps ----------------------------------------------------------------------------------------

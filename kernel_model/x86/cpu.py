@@ -50,6 +50,13 @@ class Corrupted(NamedTuple):
     image: Image
 
 
+class Mismatch(NamedTuple):
+    """A tail call from a program to one of another type: the operand of a note."""
+
+    caller: Image
+    callee: Image
+
+
 @final
 class Machine:
     """What a thread executes text with.
