@@ -28,6 +28,7 @@ from kernel_model.bpf.map import SIZEOF_BPF_SPIN_LOCK, BpfMap
 from kernel_model.bpf.percpu import smp_processor_id
 from kernel_model.kernel import Kernel
 from kernel_model.linux.errno import EFAULT
+from kernel_model.linux.fault_inject import should_fail
 from kernel_model.linux.preempt import irqs_off, irqs_on
 from kernel_model.linux.task import context, might_fault, sleeping
 from kernel_model.rcu.tree import rcu_read_lock_held
@@ -208,7 +209,7 @@ async def bpf_copy_from_user(run: BpfRun, dst: int, size: int, user_ptr: int) ->
     kernel = run.kernel
     await might_fault()
     async with sleeping("handle_mm_fault"):
-        fails = "usercopy" in kernel.faults and await choose(2, "copy_from_user")
+        fails = await should_fail(kernel, "usercopy", "copy_from_user")
     copied = b"" if fails else kernel.subsystem(UserSpace).readable(user_ptr, size)
     await run.write(dst, copied)
     if len(copied) < size:

@@ -1,7 +1,7 @@
 """include/linux/uaccess.h, mm/util.c (v5.10): buffers of user space (see `kernel_model.bpf.attr`)
 
-Whether a copy faults is a choice under the fault "usercopy", and so is under "slab" whether there
-is memory for the kernel's copy, which is private to the task and no modelled memory.
+A copy faults if that is injected ("usercopy"), and so ("slab") there may be no memory for the
+kernel's copy, which is private to the task and no modelled memory.
 
 Not modelled: a copy that sleeps until the page is there; partial copies.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernel_model.linux.errno import EFAULT, ENOMEM
+from kernel_model.linux.fault_inject import should_fail
 from kernel_model.linux.task import might_fault, might_sleep
-from sim.macros import choose
 
 if TYPE_CHECKING:
     from kernel_model.kernel import Kernel
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 async def kmalloc_buffer(kernel: Kernel) -> bool:
     """Whether there is memory for a private buffer."""
     await might_sleep()
-    return "slab" not in kernel.faults or await choose(2, "kmalloc") == 0
+    return not await should_fail(kernel, "slab", "kmalloc")
 
 
 async def copy_from_user(kernel: Kernel, src: bytes | bytearray | None, size: int) -> bytes | int:
@@ -29,7 +29,7 @@ async def copy_from_user(kernel: Kernel, src: bytes | bytearray | None, size: in
     await might_fault()
     if src is None or len(src) < size:
         return -EFAULT
-    if "usercopy" in kernel.faults and await choose(2, "copy_from_user"):
+    if await should_fail(kernel, "usercopy", "copy_from_user"):
         return -EFAULT
     return bytes(src[:size])
 
@@ -39,7 +39,7 @@ async def copy_to_user(kernel: Kernel, dst: bytes | bytearray | None, src: bytes
     await might_fault()
     if not isinstance(dst, bytearray):
         return -EFAULT
-    if "usercopy" in kernel.faults and await choose(2, "copy_to_user"):
+    if await should_fail(kernel, "usercopy", "copy_to_user"):
         return -EFAULT
     dst[: len(src)] = src
     return 0

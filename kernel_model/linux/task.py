@@ -73,6 +73,7 @@ class Context:
     tasks_reader     whether Tasks RCU waits for it
     task_work        what it does before it returns to user mode
     machine          its registers and its stack, once it has executed text (kernel_model.x86)
+    fail_nth         which of the things that can fail next does (fault_inject); 0: none
     """
 
     def __init__(self, kernel: Kernel, kind: Kind, cpu: int | None) -> None:
@@ -91,6 +92,7 @@ class Context:
         self.tasks_reader = "TASKS_RCU" in kernel.config and kernel.preempt == "full"
         self.task_work: Final[list[TaskWork]] = []
         self.machine: Any = None
+        self.fail_nth = 0
         self._has_cpu = False
         self._rcu: Final = _Reader(kernel.rcu)
         self._tasks: Final = _Reader(kernel.rcu_tasks)
