@@ -154,7 +154,9 @@ def _direct_tail_calls(snapshot: Snapshot) -> Iterator[_Sites]:
             continue
         for image, place in zip(tab.images, tab.tail_call, strict=True):
             call = place.value
-            if image is not None and image.addr in symbols and not call.map.freed:
+            if image is None or image.addr not in symbols or call.map.freed:
+                continue
+            if call.key < len(call.map.ptrs):  # else there is no slot (see `Fix.TAIL_CALL_KEY`)
                 yield _Sites(call, *image.tail_sites[call.poke])
 
 

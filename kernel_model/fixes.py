@@ -88,6 +88,11 @@ class Fix(Enum):
     OWNER_LOCK = Commit(
         "54713c85f536", "bpf: Fix potential race in tail call compatibility check", since="6.1"
     )
+    TAIL_CALL_KEY = Commit(
+        "a657182a5c51",
+        "bpf: Don't use tnum_range on array range checking for poke descriptors",
+        since="6.1",
+    )
     POKE_WITHOUT_KSYM = Commit(
         "4b7de801606e", "bpf: Fix prog_array_map_poke_run map poke update", since="6.7"
     )

@@ -98,6 +98,7 @@ class BpfArray(BpfMap):
     value       of an array: the elements
     pptrs       of a per-CPU array: where they are
     ptrs        of an array of maps (programs, ...): the slots
+    unused      what is allocated behind them and is no slot
     aux         of an array of programs: its `BpfArrayAux`
     """
 
@@ -108,6 +109,7 @@ class BpfArray(BpfMap):
     value: Bytes
     pptrs: Cells[PercpuArea | None]
     ptrs: Cells[Any]
+    unused: Cells[Any]
     aux: Any
 
     def __init__(self, like: MapShape, entries: int, *, bypass_spec_v1: bool) -> None:
@@ -128,6 +130,8 @@ class BpfArray(BpfMap):
             self.add_cells("pptrs", entries, None, offset=VALUE)
         else:
             self.add_cells("ptrs", entries, None, offset=VALUE)
+            unused = SIZEOF_BPF_ARRAY - VALUE >> 3  # array_map_alloc() counts what is in the struct
+            self.add_cells("unused", unused, None, offset=VALUE + 8 * entries)
 
 
 def index_mask(max_entries: int) -> int:

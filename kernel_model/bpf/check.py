@@ -1,7 +1,8 @@
 """kernel/bpf/verifier.c (v5.10): the checks of a program's structure, before any value is tracked
 
 `check_program` answers as BPF_PROG_LOAD would, with an errno and the verifier's message. It runs
-the kernel's passes in the kernel's order: functions and jumps (`check_subprogs`), 64-bit constants
+the kernel's passes in the kernel's order: functions and jumps (`check_subprogs`), functions that
+return in an unusual way and that BTF does not describe (`check_abnormal_return`), 64-bit constants
 and opcodes (`resolve_pseudo_ldimm64`), reachability and loops (`check_cfg`), and then what
 `do_check` demands of the fields of each instruction.
 
@@ -11,9 +12,8 @@ proves dead by tracking values is reported although the kernel would never look 
 
 Not modelled: registers that are read before they are written, types and ranges of values, memory
 bounds, stack depth and call depth, reference and lock tracking; arguments of helpers; whether the
-program type permits LD_ABS and LD_IND; BTF (which a tail call in a function other than the first
-needs); looking up the maps and BTF ids of 64-bit constants; program size limits (kernel/bpf/
-syscall.c).
+program type permits LD_ABS and LD_IND; BTF itself; looking up the maps and BTF ids of 64-bit
+constants; program size limits (kernel/bpf/syscall.c).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -88,15 +88,21 @@ class Subprog:
 
 
 def check_program(
-    insns: Program, known_helpers: Collection[int], *, bpf_capable: bool = True
+    insns: Program,
+    known_helpers: Collection[int],
+    *,
+    bpf_capable: bool = True,
+    func_info: bool = True,
 ) -> Rejection | None:
     """The first fault in the structure of a program, or None.
 
     `known_helpers` are the numbers that programs of this type may call; `bpf_capable` says whether
-    the loader has CAP_BPF, without which there are neither functions nor loops.
+    the loader has CAP_BPF, without which there are neither functions nor loops; `func_info`
+    whether BTF describes the functions.
     """
     return (
         _check_subprogs(insns, bpf_capable=bpf_capable)
+        or (None if func_info else _check_abnormal_return(insns))
         or _check_opcodes(insns)
         or _check_cfg(insns, loops=bpf_capable)
         or _check_fields(insns, known_helpers)
@@ -172,6 +178,16 @@ def _check_subprogs(insns: Program, *, bpf_capable: bool) -> Rejection | None:
                 return Rejection(EINVAL, index, message)
         if insns[end - 1].code not in (BPF_JMP | BPF_EXIT, BPF_JMP | BPF_JA):
             return Rejection(EINVAL, end - 1, "last insn is not an exit or jmp")
+    return None
+
+
+def _check_abnormal_return(insns: Program) -> Rejection | None:
+    """Without BTF nobody knows what a function returns that may return from within."""
+    for function in subprogs(insns)[1:]:
+        for what, has in (("LD_ABS", function.has_ld_abs), ("tail_call", function.has_tail_call)):
+            if has:
+                message = f"{what} is not allowed in subprogs without BTF"
+                return Rejection(EINVAL, function.start, message)
     return None
 
 

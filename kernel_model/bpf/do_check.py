@@ -57,6 +57,7 @@ from kernel_model.bpf.insn import (
 from kernel_model.bpf.jit_run import MAX_CALL_FRAMES
 from kernel_model.bpf.prog_attr import (
     BPF_COMPLEXITY_LIMIT_INSNS,
+    BPF_MAX_VAR_OFF,
     BPF_PROG_TYPE_TRACING,
     BPF_TRACE_FENTRY,
     BPF_TRACE_FEXIT,
@@ -86,7 +87,6 @@ _BITWISE: Final = (BPF_AND, BPF_OR, BPF_XOR)
 
 def do_check(env: Env) -> None:
     """Walk all paths; raises Refused."""
-    _check_tail_calls(env)
     _Walk(env).run()
     _check_max_stack_depth(env, (0,), 0, seen=False)
 
@@ -309,6 +309,7 @@ def _pointer_arithmetic(insn: Insn, target: Reg, source: Reg) -> Reg:
         raise Refused(EACCES, f"R{dst} pointer arithmetic {what}")
     if pointer.kind is Kind.MAP_PTR and not (op == BPF_ADD and scalar.value == 0):
         raise Refused(EACCES, f"R{dst} pointer arithmetic on map_ptr prohibited")
+    _check_reg_sane_offset(pointer, scalar)
     if op == BPF_SUB and pointer is not target:
         raise Refused(EACCES, f"R{dst} tried to subtract pointer from scalar")
     if op == BPF_SUB and pointer.kind is Kind.STACK:
@@ -323,6 +324,19 @@ def _pointer_arithmetic(insn: Insn, target: Reg, source: Reg) -> Reg:
         return pointer._replace(off=None)
     delta = signed(scalar.value, 64)
     return pointer._replace(off=pointer.off + (delta if op == BPF_ADD else -delta))
+
+
+def _check_reg_sane_offset(pointer: Reg, scalar: Reg) -> None:
+    """May a pointer be moved that far?"""
+    name = pointer.kind.value
+    delta = None if scalar.value is None else signed(scalar.value, 64)
+    if delta is not None and abs(delta) >= BPF_MAX_VAR_OFF:
+        raise Refused(EINVAL, f"math between {name} pointer and {delta} is not allowed")
+    if scalar.opaque:
+        what = "register with unbounded min value is not allowed"
+        raise Refused(EINVAL, f"math between {name} pointer and {what}")
+    if pointer.off is not None and abs(pointer.off) >= BPF_MAX_VAR_OFF:
+        raise Refused(EINVAL, f"{name} pointer offset {pointer.off} is not allowed")
 
 
 def _is_branch_taken(insn: Insn, target: Reg, source: Reg) -> bool | None:
@@ -348,17 +362,6 @@ def _check_return_code(env: Env, r0: Reg) -> None:
         raise Refused(
             EINVAL, f"At program exit the register R0 {has} should have been in (0x0; 0x0)"
         )
-
-
-def _check_tail_calls(env: Env) -> None:
-    """Whether functions other than the first one may have tail calls."""
-    if not any(function.has_tail_call for function in env.functions):
-        return
-    if len(env.functions) > 1 and not env.prog.tail_call_subprogs:
-        message = "tail_calls are not allowed in programs with bpf-to-bpf calls"
-        raise Refused(EINVAL, message)
-    if not env.prog.func_info and any(function.has_tail_call for function in env.functions[1:]):
-        raise Refused(EINVAL, "tail_call is not allowed in subprogs without BTF")
 
 
 def _check_max_stack_depth(env: Env, chain: tuple[int, ...], depth: int, *, seen: bool) -> bool:

@@ -6,9 +6,9 @@ the look-up itself, or the function of the map's type; divisions get a test of t
 A call of a function of the kernel that is no helper has a number from `FIRST_KERNEL_CALL` on, where
 the kernel has the distance of its address from __bpf_call_base.
 
-Not modelled: rewriting of accesses to the context, removal of dead code, blinding of constants,
-masking of the index of a tail call (all creators of maps are trusted); that v5.10 takes a constant
-key up to the next power of two for one in range, and shifts descriptors in front of a patch.
+Not modelled: rewriting of accesses to the context, removal of dead code, blinding of constants (a
+loader with CAP_BPF is not blinded unless bpf_jit_harden is 2); that v5.10 shifts descriptors in
+front of a patch, too (7506d211b932).
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
+from kernel_model.bpf.arraymap import index_mask
 from kernel_model.bpf.check import Subprog
 from kernel_model.bpf.helper_ids import BPF_FUNC
 from kernel_model.bpf.insn import (
     BPF_ALU,
+    BPF_ALU32_IMM,
     BPF_ALU32_REG,
     BPF_ALU64,
+    BPF_AND,
     BPF_CLASS,
     BPF_DIV,
     BPF_DW,
     BPF_EMIT_CALL,
     BPF_JEQ,
+    BPF_JGE,
     BPF_JMP,
     BPF_JMP_A,
     BPF_JMP_IMM,
@@ -37,6 +41,7 @@ from kernel_model.bpf.insn import (
     BPF_MOD,
     BPF_MOV32_REG,
     BPF_OP,
+    BPF_REG_3,
     BPF_TAIL_CALL,
     BPF_X,
     BPF_XOR,
@@ -44,7 +49,7 @@ from kernel_model.bpf.insn import (
 )
 from kernel_model.bpf.translate import is_bpf_call, is_jump, is_kernel_call
 from kernel_model.bpf.verifier_state import Env, FunctionFacts, MapFacts, Refused
-from kernel_model.linux.errno import ENOMEM, ENOSPC
+from kernel_model.linux.errno import EINVAL, ENOMEM, ENOSPC
 
 FIRST_KERNEL_CALL: Final = 1000
 MAX_POKES: Final = 1024  # direct tail calls of a program
@@ -125,7 +130,7 @@ def fixup_bpf_calls(env: Env) -> Rewritten:
     for index, insn in enumerate(env.insns):
         map = env.map_of_call.get(index)
         if is_kernel_call(insn) and insn.imm == BPF_FUNC.tail_call:
-            patches[index] = [_tail_call(env, index, pokes)]
+            patches[index] = _tail_call(env, index, pokes)
         elif is_kernel_call(insn) and map is not None:
             patches[index] = _map_call(insn.imm, map, calls)
             if map.inner is not None:
@@ -148,16 +153,29 @@ def fixup_bpf_calls(env: Env) -> Rewritten:
     )
 
 
-def _tail_call(env: Env, index: int, pokes: list[PokeFacts]) -> Insn:
-    """The internal instruction, with the number of a new descriptor if the slot is known."""
+def _tail_call(env: Env, index: int, pokes: list[PokeFacts]) -> Sequence[Insn]:
+    """The internal instruction, with the number of a new descriptor if the slot is known.
+
+    If the map's creator is not trusted, the index is masked, so that no CPU runs ahead beyond it.
+    """
     site = env.tail_calls.get(index)
+    indirect = Insn(BPF_JMP | BPF_TAIL_CALL)
+    if site is not None and site.unpriv:
+        if site.map is None:
+            env.insn_idx = index
+            raise Refused(EINVAL, "tail_call abusing map_ptr")
+        return [
+            BPF_JMP_IMM(BPF_JGE, BPF_REG_3, site.map.max_entries, 2),
+            BPF_ALU32_IMM(BPF_AND, BPF_REG_3, index_mask(site.map.max_entries)),
+            indirect,
+        ]
     if site is None or site.map is None or site.key is None:
-        return Insn(BPF_JMP | BPF_TAIL_CALL)
+        return [indirect]
     if len(pokes) >= MAX_POKES:
         env.insn_idx = index
         raise Refused(ENOSPC, "adding tail call poke descriptor failed")
     pokes.append(PokeFacts(index, site.map.map_index, site.key))
-    return Insn(BPF_JMP | BPF_TAIL_CALL, imm=len(pokes))
+    return [Insn(BPF_JMP | BPF_TAIL_CALL, imm=len(pokes))]
 
 
 def _function(env: Env, function: Subprog, moved: Sequence[int]) -> FunctionFacts:

@@ -4,7 +4,7 @@ A descriptor says which slot of which prog array a direct tail call mirrors, and
 sites are. It is looked at by updates of the array once it is stable.
 
 Not modelled: kernel text as a target of bpf_arch_text_poke(); that a table of descriptors grows
-one by one.
+one by one; what lies behind a prog array (a read of a slot that is not there is one of its end).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from kernel_model.linux.slab import kzalloc
 from kernel_model.x86.alternative import TextPatching, text_poke_bp, write_text
 from kernel_model.x86.text import NOP5, POKE_SIZE, REL32, Site, Text
 from sim.cells import Cells, Struct
-from sim.macros import WRITE_ONCE, load, note
+from sim.macros import WRITE_ONCE, load, load_at, note
 
 if TYPE_CHECKING:
     from kernel_model.bpf.arraymap import BpfArray
     from kernel_model.bpf.jit import BpfImage
-    from kernel_model.bpf.prog import BpfProgAux
+    from kernel_model.bpf.prog import BpfProg, BpfProgAux
     from kernel_model.kernel import Kernel
 
 
@@ -126,12 +126,24 @@ async def bpf_tail_call_direct_fixup(
         locked = not kernel.has(Fix.FIXUP_UNLOCKED)
         if locked:
             await mutex_lock(array_aux.poke_mutex)
-        target = await load(call.map.ptrs[call.key])
+        target = await _slot(call)
         if target is not None:
             await _fix_up(kernel, tab.sites(i, call.poke), await load(target.bpf_func))
         await WRITE_ONCE(tab.tailcall_target_stable[i], True)
         if locked:
             await mutex_unlock(array_aux.poke_mutex)
+
+
+async def _slot(call: TailCall) -> BpfProg | None:
+    """What is in a slot. The verifier has seen to it that the array has one, or so it thinks."""
+    array = call.map
+    if call.key < len(array.ptrs):
+        found: BpfProg | None = await load(array.ptrs[call.key])
+        return found
+    slot = array.ptrs.addr + 8 * call.key
+    if await load_at(min(slot, array.addr + array.size), 8):
+        raise AssertionError("an access beyond the array is fatal")
+    return None  # of what is allocated, some bytes are no slots
 
 
 async def _fix_up(kernel: Kernel, sites: tuple[Site | None, Site], target: BpfImage) -> None:

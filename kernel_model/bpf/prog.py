@@ -264,10 +264,9 @@ async def bpf_prog_load(kernel: Kernel, attr: ProgLoadAttr) -> int:
     if error:
         await __bpf_prog_put_noref(kernel, prog, False)
         return error
-    subprogs = kernel.has(Fix.TAIL_CALL_SUBPROGS)
     tgt_prog = await dst_prog(prog)
     target = None if tgt_prog is None else await target_facts(tgt_prog)
-    facts = prog.facts._replace(tail_call_subprogs=subprogs, target=target)
+    facts = prog.facts._replace(target=target)
     checked = await bpf_check(kernel, facts, attr.insns or ())
     if attr.log_buf is not None:
         attr.log_buf.extend(checked.verdict.log.encode())

@@ -42,6 +42,7 @@ BPF_F_TEST_STATE_FREQ: Final = 1 << 3
 BPF_F_SLEEPABLE: Final = 1 << 4
 
 BPF_COMPLEXITY_LIMIT_INSNS: Final = 1_000_000
+BPF_MAX_VAR_OFF: Final = 1 << 29  # of what a pointer may be moved by
 MAX_USED_MAPS: Final = 64
 
 

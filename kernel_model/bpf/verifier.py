@@ -44,7 +44,11 @@ from kernel_model.bpf.insn import (
 )
 from kernel_model.bpf.map import BpfMap
 from kernel_model.bpf.map_refs import __bpf_map_get, bpf_map_inc, bpf_map_put
-from kernel_model.bpf.prog_attr import BPF_COMPLEXITY_LIMIT_INSNS, MAX_USED_MAPS
+from kernel_model.bpf.prog_attr import (
+    BPF_COMPLEXITY_LIMIT_INSNS,
+    BPF_MAX_VAR_OFF,
+    MAX_USED_MAPS,
+)
 from kernel_model.bpf.prog_types import (
     check_attach_btf_id,
     check_map_prog_compatibility,
@@ -60,8 +64,6 @@ from sim.errors import MisuseError
 
 if TYPE_CHECKING:
     from kernel_model.kernel import Kernel
-
-BPF_MAX_VAR_OFF: Final = 1 << 29
 
 
 @final
@@ -96,6 +98,10 @@ class Checked(NamedTuple):
 @kernel_function
 async def bpf_check(kernel: Kernel, prog: ProgFacts, insns: tuple[Insn, ...]) -> Checked:
     """Verify and rewrite a program."""
+    prog = prog._replace(
+        tail_call_subprogs=kernel.has(Fix.TAIL_CALL_SUBPROGS),
+        exact_key=kernel.has(Fix.TAIL_CALL_KEY),
+    )
     refusal = _check_structure(insns, prog)
     if refusal is not None:
         return Checked(refusal)
@@ -122,7 +128,8 @@ def _after(log: str, verdict: Verdict) -> Verdict:
 def _check_structure(insns: tuple[Insn, ...], prog: ProgFacts) -> Verdict | None:
     """What can be said before the maps are known; None: nothing is wrong."""
     _check_modelled(insns)
-    rejection = check_program(insns, known_helpers(prog))
+    described = prog.func_info or not prog.tail_call_subprogs
+    rejection = check_program(insns, known_helpers(prog), func_info=described)
     if rejection is not None:
         return _refuse(insns, rejection.insn, rejection.errno, rejection.message)
     try:
@@ -219,6 +226,7 @@ def map_facts(map: BpfMap, index: int) -> MapFacts:
         inlined=inlined if isinstance(inlined, int) else tuple(inlined),
         inner=None if meta is None else map_facts(meta, index),
         max_entries=map.max_entries,
+        unpriv=not map.bypass_spec_v1,
     )
 
 

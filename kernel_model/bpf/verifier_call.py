@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from kernel_model.bpf.arraymap import index_mask
 from kernel_model.bpf.attr import (
     BPF_F_RDONLY_PROG,
     BPF_MAP_TYPE_ARRAY_OF_MAPS,
@@ -17,6 +18,7 @@ from kernel_model.bpf.attr import (
 from kernel_model.bpf.helper_ids import BPF_FUNC, func_id_name
 from kernel_model.bpf.helpers import HELPERS, Arg, Ret
 from kernel_model.bpf.verifier_mem import (
+    check_ctx_reg,
     check_helper_stack,
     check_map_access,
     check_map_access_type,
@@ -66,12 +68,11 @@ def check_helper_call(env: Env, state: State, func_id: int, insn_idx: int) -> No
         if arg is Arg.CTX:
             if reg.kind is not Kind.CTX:
                 raise Refused(EACCES, f"R{regno} type={reg.kind.value} expected=ctx")
+            check_ctx_reg(regno, reg.off)
             continue
         _check_reg_type(regno, reg, arg)
         if arg is Arg.CONST_MAP_PTR:
             map = reg.map
-            assert map is not None
-            _check_map_func_compatibility(map, func_id)
         elif arg is Arg.SPIN_LOCK:
             _process_spin_lock(state, reg, is_lock=func_id == BPF_FUNC.spin_lock)
         elif arg is Arg.CONST_SIZE_OR_ZERO:
@@ -85,6 +86,8 @@ def check_helper_call(env: Env, state: State, func_id: int, insn_idx: int) -> No
     if map is not None and func_id in _MAP_CALLS:
         _record_func_map(env, map, func_id, insn_idx)
     regs[:6] = [_returned(state, proto.ret, map), *[NOT_INIT] * 5]
+    if map is not None:
+        _check_map_func_compatibility(env, map, func_id)
 
 
 def _check_reg_type(regno: int, reg: Reg, arg: Arg) -> None:
@@ -115,7 +118,7 @@ def _check_memory(env: Env, state: State, regno: int, size: int | None, *, write
         check_map_access(reg.map, regno, reg.off, size)
 
 
-def _check_map_func_compatibility(map: MapFacts, func_id: int) -> None:
+def _check_map_func_compatibility(env: Env, map: MapFacts, func_id: int) -> None:
     only_lookup = map.map_type in (BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_HASH_OF_MAPS)
     nothing = map.map_type == BPF_MAP_TYPE_PERF_EVENT_ARRAY
     if (map.map_type == BPF_MAP_TYPE_PROG_ARRAY) != (func_id == BPF_FUNC.tail_call):
@@ -123,6 +126,10 @@ def _check_map_func_compatibility(map: MapFacts, func_id: int) -> None:
     if nothing or (only_lookup and func_id != BPF_FUNC.map_lookup_elem):
         name = f"{func_id_name(func_id)}#{func_id}"
         raise Refused(EINVAL, f"cannot pass map_type {map.map_type} into func {name}")
+    several = len(env.functions) > 1 and not env.prog.tail_call_subprogs
+    if func_id == BPF_FUNC.tail_call and several:
+        message = "tail_calls are not allowed in programs with bpf-to-bpf calls"
+        raise Refused(EINVAL, message)
 
 
 def _process_spin_lock(state: State, reg: Reg, *, is_lock: bool) -> None:
@@ -155,11 +162,16 @@ def _record_func_map(env: Env, map: MapFacts, func_id: int, insn_idx: int) -> No
 
 def _record_func_key(env: Env, map: MapFacts, key: Reg, insn_idx: int) -> None:
     """Remember what slot a tail call is about, unless that differs from path to path."""
-    known = key.kind is Kind.SCALAR and key.value is not None and key.value < map.max_entries
-    now = TailCallSite(map, key.value if known else None)
+    if map.map_type != BPF_MAP_TYPE_PROG_ARRAY:
+        raise Refused(EINVAL, "kernel subsystem misconfigured verifier")
+    limit = map.max_entries if env.prog.exact_key else index_mask(map.max_entries) + 1
+    known = key.kind is Kind.SCALAR and key.value is not None and key.value < limit
+    now = TailCallSite(map, key.value if known else None, map.unpriv)
     before = env.tail_calls.get(insn_idx, now)
     env.tail_calls[insn_idx] = TailCallSite(
-        map if before.map == map else None, now.key if before.key == now.key else None
+        map if before.map == map else None,
+        now.key if before.key == now.key else None,
+        before.unpriv or now.unpriv,
     )
 
 

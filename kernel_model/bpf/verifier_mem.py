@@ -95,12 +95,17 @@ def _check_ptr_to_map_access(map: MapFacts, regno: int, off: int, *, write: bool
         raise Refused(EACCES, f"only read from {name} is supported")
 
 
+def check_ctx_reg(regno: int, off: int | None) -> None:
+    """Is the pointer to the context that of the program's start?"""
+    if off:
+        message = f"dereference of modified ctx ptr R{regno} off={off} disallowed"
+        raise Refused(EACCES, message)
+
+
 def _check_ctx_access(
     env: Env, regno: int, modified: int, off: int, size: int, *, write: bool
 ) -> None:
-    if modified:
-        message = f"dereference of modified ctx ptr R{regno} off={modified} disallowed"
-        raise Refused(EACCES, message)
+    check_ctx_reg(regno, modified)
     if off < 0 or (write and env.prog.ops_type != BPF_PROG_TYPE_SCHED_CLS):
         raise Refused(EACCES, f"invalid bpf_context access off={off} size={size}")
 

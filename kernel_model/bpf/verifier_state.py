@@ -53,6 +53,7 @@ class ProgFacts(NamedTuple):
     saved_dst  type and attach type of the program that it was loaded for; 0: it was for none
     func_info  whether BTF describes its functions
     tail_call_subprogs  whether a program with several functions may have tail calls
+    exact_key  whether the key of a direct tail call is known to be that of a slot
     """
 
     prog_type: int
@@ -61,6 +62,7 @@ class ProgFacts(NamedTuple):
     sleepable: bool
     func_info: bool = True
     tail_call_subprogs: bool = True
+    exact_key: bool = True
     attach_btf_id: int = 0
     target: TargetFacts | None = None
     saved_dst: tuple[int, int] = (0, 0)
@@ -79,6 +81,7 @@ class MapFacts(NamedTuple):
     map_index  position in `used_maps` (of the outer map, if this is a template)
     lookup, update, delete  names of the functions of its type
     inlined  what its type replaces a look-up by; an errno, or 0 if it inlines none
+    unpriv   whether its creator is not trusted to leave speculation alone
     """
 
     map_index: int
@@ -93,6 +96,7 @@ class MapFacts(NamedTuple):
     inlined: tuple[Insn, ...] | int
     inner: MapFacts | None
     max_entries: int = 0
+    unpriv: bool = False
 
 
 class FunctionFacts(NamedTuple):
@@ -112,10 +116,14 @@ class FunctionFacts(NamedTuple):
 
 
 class TailCallSite(NamedTuple):
-    """What is known of a tail call: its map and its key, if they are the same on every path."""
+    """What is known of a tail call: its map and its key, if they are the same on every path.
+
+    unpriv  whether on some path the map's creator is not trusted
+    """
 
     map: MapFacts | None
     key: int | None
+    unpriv: bool = False
 
 
 @final

@@ -227,7 +227,7 @@ def explore(
 def run(main: Main, version: str = "5.10", **options: Any) -> Any:
     """What `main` returns if threads run one after the other; nothing may go wrong."""
     explored = explore(main, version, limit=1, **options)
-    assert not explored.wrong
+    assert not explored.wrong, explored.wrong
 
     return explored.returned[0]
 

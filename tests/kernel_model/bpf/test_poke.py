@@ -147,6 +147,8 @@ def test_results(old: Text | str, new: Text | str, result: int, *, symbol: bool)
                 assert await bpf_arch_text_poke(kernel, site, to, NOP5) == 0
             if not symbol:
                 assert await __bpf_arch_text_poke(kernel, site, was, to) == result
+                if result == 0:  # back to what the slot says
+                    assert await __bpf_arch_text_poke(kernel, site, to, was) == 0
                 await bpf_ksym_add(kernel, image)
 
     run(main)
