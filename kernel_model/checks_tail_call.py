@@ -156,8 +156,9 @@ def _direct_tail_calls(snapshot: Snapshot) -> Iterator[_Sites]:
             call = place.value
             if image is None or image.addr not in symbols or call.map.freed:
                 continue
-            if call.key < len(call.map.ptrs):  # else there is no slot (see `Fix.TAIL_CALL_KEY`)
-                yield _Sites(call, *image.tail_sites[call.poke])
+            sites = image.tail_sites.get(call.poke)
+            if sites is not None and call.key < len(call.map.ptrs):  # else one has no other
+                yield _Sites(call, *sites)
 
 
 def _said(snapshot: Snapshot, sites: _Sites) -> Iterator[str]:

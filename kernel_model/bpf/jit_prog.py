@@ -4,9 +4,8 @@ The steps between a program that is known to be safe and one that others can see
 order, and what is undone when it ends.
 
 Not modelled: the interpreter; a first pass of the JIT that an extra pass changes; constant
-blinding; the first instruction of a function counted to the one before it as well (a tail call
-there would be tracked twice); `adjust_poke_descs`, which moves the place of a descriptor in the
-bytecode.
+blinding; `adjust_poke_descs`, which until 7506d211b932 also moves descriptors that are in front of
+what is patched, so that functions miss theirs (and do_jit() writes to NULL).
 """
 
 from __future__ import annotations
@@ -130,13 +129,18 @@ async def _new_function(kernel: Kernel, prog: BpfProg) -> BpfProg | None:
 async def _take_descriptors(
     kernel: Kernel, prog: BpfProg, func: BpfProg, function: FunctionFacts
 ) -> int:
-    """Give a function the descriptors of its tail calls, and have them tracked."""
+    """Give a function the descriptors of its tail calls, and have them tracked.
+
+    The first instruction behind the function counted as one of it before f263a81451c1.
+    """
     tab = await load(prog.aux.poke_tab)
     if tab is None:
         return 0
-    pokes = [insn.imm - 1 for insn in prog.text.insns[function.start : function.end]
+    shared = kernel.has(Fix.SUBPROG_UNTRACK)
+    end = function.end if shared else function.end + 1
+    pokes = [insn.imm - 1 for insn in prog.text.insns[function.start : end]
              if is_tail_call(insn) and insn.imm]  # fmt: skip
-    if kernel.has(Fix.SUBPROG_UNTRACK):
+    if shared:
         for poke in pokes:
             tab.owners[poke] = func.aux
         return 0

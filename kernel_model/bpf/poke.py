@@ -59,11 +59,11 @@ class BpfJitPokeTab(Struct):
         self.owners: Final = list(owners)
         self.images: Final[list[BpfImage | None]] = [None] * len(calls)
 
-    def sites(self, index: int, poke: int) -> tuple[Site | None, Site]:
-        """The bypass and the target of a descriptor."""
+    def sites(self, index: int, poke: int) -> tuple[Site | None, Site] | None:
+        """The bypass and the target of a descriptor; None: the image has no such tail call."""
         image = self.images[index]
         assert image is not None
-        return image.tail_sites[poke]
+        return image.tail_sites.get(poke)
 
 
 async def bpf_jit_add_poke_descriptor(
@@ -146,7 +146,16 @@ async def _slot(call: TailCall) -> BpfProg | None:
     return None  # of what is allocated, some bytes are no slots
 
 
-async def _fix_up(kernel: Kernel, sites: tuple[Site | None, Site], target: BpfImage) -> None:
+async def poke_null() -> None:
+    """The addresses of a descriptor that no tail call has filled in are NULL."""
+    await load_at(0, 8)
+    raise AssertionError("an access to NULL is fatal")
+
+
+async def _fix_up(kernel: Kernel, sites: tuple[Site | None, Site] | None, target: BpfImage) -> None:
+    if sites is None:
+        await poke_null()
+        return
     bypass, site = sites
     error = await __bpf_arch_text_poke(kernel, site, NOP5, jump_to(target), text_live=False)
     if error < 0:

@@ -21,7 +21,7 @@ from kernel_model.bpf.fd_arraymap import (
 from kernel_model.bpf.map import MapOps
 from kernel_model.bpf.map_create import bpf_map_type
 from kernel_model.bpf.map_refs import bpf_map_inc, bpf_map_put
-from kernel_model.bpf.poke import __bpf_arch_text_poke, bpf_arch_text_poke, jump_to
+from kernel_model.bpf.poke import __bpf_arch_text_poke, bpf_arch_text_poke, jump_to, poke_null
 from kernel_model.bpf.prog import bpf_prog_get, bpf_prog_put
 from kernel_model.fixes import Fix
 from kernel_model.kernel import kernel_function
@@ -244,7 +244,12 @@ async def _poke(
         return
     old_to = NOP5 if old is None else jump_to(await load(old.bpf_func))
     new_to = NOP5 if new is None else jump_to(await load(new.bpf_func))
-    bypass, target = tab.sites(i, call.poke)
+    sites = tab.sites(i, call.poke)
+    if sites is None:  # whose addresses are NULL, which is in no symbol
+        if kernel.has(Fix.POKE_WITHOUT_KSYM):
+            await poke_null()
+        return
+    bypass, target = sites
     if bypass is None:
         await _poke_one(kernel, target, old_to, new_to)
         return

@@ -69,7 +69,9 @@ def tab_of(prog: BpfProg) -> BpfJitPokeTab:
 def sites_of(prog: BpfProg, index: int = 0) -> tuple[Site, Site]:
     """The bypass and the target of a descriptor."""
     tab = tab_of(prog)
-    bypass, target = tab.sites(index, tab.tail_call[index].value.poke)
+    sites = tab.sites(index, tab.tail_call[index].value.poke)
+    assert sites is not None
+    bypass, target = sites
     assert bypass is not None
     return bypass, target
 

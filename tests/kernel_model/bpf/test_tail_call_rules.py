@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kernel_model.boot import boot
 from kernel_model.bpf.asm import assemble
 from kernel_model.bpf.attr import BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PROG_ARRAY
 from kernel_model.bpf.capability import drop_capabilities
@@ -15,10 +16,17 @@ from kernel_model.bpf.insn import BPF_JMP, BPF_TAIL_CALL
 from kernel_model.bpf.prog import BpfProg, bpf_prog_load
 from kernel_model.bpf.prog_attr import BPF_PROG_TYPE_RAW_TRACEPOINT, ProgLoadAttr
 from kernel_model.bpf.verifier import verify
+from kernel_model.checks import linux_detectors
+from kernel_model.fixes import fixes_of
 from kernel_model.kernel import Kernel
 from kernel_model.linux.task import syscall, task
 from kernel_model.uapi import bpf_create_map, bpf_map_update_elem, u32
+from sim.detectors import standard_detectors
+from sim.execution import Execution
+from sim.hosts import direct
 from sim.macros import join
+from sim.memory import Memory
+from sim.strategies.random_walk import RandomWalk
 from tests.kernel_model.bpf.running import explore, load, run, traced
 from tests.kernel_model.bpf.test_poke import prog_of
 from tests.kernel_model.bpf.test_tail_call_check import FACTS, MAPS, NAMES, PROGS
@@ -291,3 +299,72 @@ def test_such_a_key_is_no_matter_where_the_array_is_not_trusted() -> None:
     code = f"r2 = map[progs]\nr3 = 3\ncall bpf_tail_call\n{RETURN}"
 
     assert verify(assemble(code, NAMES), FACTS._replace(exact_key=False), maps).pokes == ()
+
+
+# -- a function that begins with a tail call -----------------------------------------------------
+
+FIRST = "r2 = map[progs]\nr3 = 0\ncall f\nr0 += 1\nexit\nf: call bpf_tail_call\nr0 = 6\nexit"
+NULL = "null-ptr-deref"
+
+
+async def first(kernel: Kernel, *, installed: bool, after: bool) -> tuple[int, ...]:
+    """Run a program with such a function; the slot is filled before it is loaded, or after."""
+    map_fd = await bpf_create_map(kernel, BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1)
+    target = await load(kernel, "r0 = 41\nexit")
+    if installed:
+        await bpf_map_update_elem(kernel, map_fd, u32(0), u32(target))
+    fd = await load(kernel, FIRST, maps={"progs": map_fd})
+    seen = [await traced(kernel, fd, 0)]
+    if after:
+        await bpf_map_update_elem(kernel, map_fd, u32(0), u32(target))
+        seen.append(await traced(kernel, fd, 0))
+    return tuple(seen)
+
+
+def first_loaded(
+    version: str, *, installed: bool, after: bool = False, add: tuple[str, ...] = ()
+) -> tuple[list[Any], list[str]]:
+    memory = Memory()
+    kernel = boot(memory, version, fixes_of(version, add))
+    returned: list[Any] = []
+    faults: list[str] = []
+
+    async def main() -> None:
+        returned.append(await first(kernel, installed=installed, after=after))
+
+    strategy = RandomWalk(0)
+    strategy.begin()
+    execution = Execution(
+        main,
+        memory,
+        strategy,
+        [*standard_detectors(memory), *linux_detectors()],
+        observer=lambda event: faults.append(event.fault.kind) if event.fault else None,
+    )
+    direct.run(execution)
+    return returned, faults or [found.kind for found in execution.findings]
+
+
+def test_v5_10_fixes_up_a_descriptor_for_the_function_in_front() -> None:
+    assert first_loaded("5.10", installed=True) == ([], [NULL])
+    assert first_loaded("5.12", installed=True) == ([], [NULL])
+
+
+def test_such_a_descriptor_is_no_matter_while_the_slot_is_empty() -> None:
+    assert first_loaded("5.10", installed=False, after=True) == ([(7, 42)], [])
+
+
+def test_that_a_patch_needs_no_symbol_makes_it_matter() -> None:
+    fix = ("4b7de801606e",)
+
+    assert first_loaded("5.10", installed=False, after=True, add=fix) == ([], [NULL])
+
+
+@pytest.mark.parametrize(
+    ("version", "add"), [("5.10", ("f263a81451c1",)), ("5.14", ()), ("6.12", ())]
+)
+def test_from_f263a81451c1_on_the_function_itself_has_it(
+    version: str, add: tuple[str, ...]
+) -> None:
+    assert first_loaded(version, installed=True, add=add) == ([(42,)], [])
+    assert first_loaded(version, installed=False, after=True, add=add) == ([(7, 42)], [])
