@@ -63,6 +63,13 @@ GOLDEN = [
     Golden("array-values-data-race-5.10", "array_map_values", "5.10", race=True),
     Golden("tailcall-load-window-5.10-execute", "tailcall_load_window", "5.10"),
     Golden("tailcall-load-window-5.10-bug", "tailcall_load_window", "5.10", {"installed": "no"}),
+    Golden(
+        "tailcall-stale-5.10",
+        "tailcall_load_window",
+        "5.10",
+        {"installed": "no", "again": "no"},
+    ),
+    Golden("tailcall-wrong-type-5.10", "tailcall_owner", "5.10", {"race": "update"}),
     Golden("tailcall-untrack-5.10", "tailcall_subprog_untrack", "5.10"),
     Golden("tailcall-tree-5.10", "tailcall_counter", "5.10", {"shape": "tree"}),
     Golden("tailcall-trampoline-5.10", "tailcall_trampoline", "5.10"),
