@@ -16,6 +16,7 @@ from kernel_model.checks import linux_detectors
 from kernel_model.fixes import DEFAULT_VERSION, Fix, describe, fix_named, fixes_of
 from kernel_model.kernel import NR_CPU_IDS, Kernel
 from kernel_model.linux.errno import errno_name
+from kernel_model.listing import text_listing
 from sim.errors import UsageError
 from sim.events import Detector
 from sim.memory import Memory
@@ -54,6 +55,10 @@ class LinuxMachine:
     def detectors(self) -> list[Detector]:
         """The Linux-only checks."""
         return linux_detectors()
+
+    def listing(self, memory: Memory) -> list[str]:
+        """All text that a kernel booted in `memory` has now."""
+        return text_listing(memory)
 
 
 @final

@@ -41,6 +41,7 @@ from sim.console import (
 from sim.errors import InternalError, MisuseError, NondeterminismError, UsageError
 from sim.execution import DEFAULT_MAX_STEPS
 from sim.explore import BLAME, Budget, Explorer, Found, Result
+from sim.listing import text_at
 from sim.matrix import read_matrix, search, select
 from sim.matrix_table import (
     check_page,
@@ -51,9 +52,11 @@ from sim.matrix_table import (
     write_page,
 )
 from sim.options import (
+    AtStep,
     Depth,
     Fast,
     HostName,
+    Instead,
     Json,
     KeepGoing,
     Kernel,
@@ -67,7 +70,11 @@ from sim.options import (
     Params,
     Preemptions,
     Seed,
+    Setup,
     StrategyName,
+    TextOnly,
+    TracePath,
+    Width,
     With,
     Without,
     WritePage,
@@ -82,6 +89,7 @@ from sim.report.splat import render_splat, render_splats
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
 from sim.threads import Running
+from sim.trace.format import Trace
 from sim.trace.reader import read_trace
 from sim.trace.replay import replay as replay_trace
 from sim.workload import known
@@ -231,14 +239,9 @@ def run(
 
 @app.command()
 def replay(
-    path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")],
+    path: TracePath,
     host: HostName = "direct",
-    name: Annotated[
-        str,
-        typer.Option(
-            "--workload", help="Replay this one, not the trace's.", envvar="RCUSIM_WORKLOAD"
-        ),
-    ] = "",
+    name: Instead = "",
     json_output: Json = False,
 ) -> None:
     """Make the choices of a trace again; every step must be the same, byte for byte."""
@@ -260,18 +263,20 @@ def replay(
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")],
-    width: Annotated[
-        int, typer.Option(min=0, help="Columns; 0: the terminal's.", envvar="RCUSIM_WIDTH")
-    ] = 0,
-    setup: Annotated[
-        bool,
-        typer.Option("--setup", help="Unfold single-threaded steps.", envvar="RCUSIM_SETUP"),
-    ] = False,
+    path: TracePath,
+    width: Width = 0,
+    setup: Setup = False,
+    text: TextOnly = False,
+    at: AtStep = None,
     json_output: Json = False,
 ) -> None:
-    """Show a trace, one column per thread, and its findings."""
+    """Show a trace, one column per thread, and its findings; or the text it leaves (--text)."""
     trace = read_trace(path, allow_partial=True)
+    if text:
+        _show_text(trace, at, json_output=json_output)
+        return
+    if at is not None:
+        raise UsageError("--at says where to look with --text")
     if json_output:
         _print_json(trace_json(trace))
         return
@@ -279,6 +284,19 @@ def show(
     typer.echo(render_columns(trace, width=width or _width(), since=since))
     if trace.findings:
         typer.echo(render_splats(trace))
+
+
+def _show_text(trace: Trace, at: int | None, *, json_output: bool) -> None:
+    """Replay a trace, and show all text after a step of it."""
+    _watch()
+    lines, divergence = text_at(trace, at)
+    if divergence is not None:
+        typer.echo(str(divergence))
+        raise typer.Exit(EXIT_DIVERGED)
+    if json_output:
+        _print_json({"trace": trace.path, "text": lines})
+    else:
+        typer.echo("\n".join(lines))
 
 
 @app.command()

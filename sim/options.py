@@ -34,6 +34,25 @@ Params = Annotated[
     list[str] | None,
     typer.Option("--param", help="Parameter, as name=value.", envvar="RCUSIM_PARAM"),
 ]
+TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.")]
+Width = Annotated[
+    int, typer.Option(min=0, help="Columns; 0: the terminal's.", envvar="RCUSIM_WIDTH")
+]
+Setup = Annotated[
+    bool, typer.Option("--setup", help="Unfold single-threaded steps.", envvar="RCUSIM_SETUP")
+]
+Instead = Annotated[
+    str,
+    typer.Option("--workload", help="Replay this one, not the trace's.", envvar="RCUSIM_WORKLOAD"),
+]
+TextOnly = Annotated[
+    bool,
+    typer.Option("--text", help="Show the text that was executed instead.", envvar="RCUSIM_TEXT"),
+]
+AtStep = Annotated[
+    int | None,
+    typer.Option("--at", min=0, help="With --text: after this step.", envvar="RCUSIM_AT"),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of random choices.", envvar="RCUSIM_SEED")]
 MaxSteps = Annotated[
     int,

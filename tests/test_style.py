@@ -26,7 +26,16 @@ DURATIONS = ("time.monotonic", "time.monotonic_ns", "time.perf_counter", "time.p
 # Ours, not mirrors of a Linux file.
 NOT_MIRRORED = tuple(
     f"kernel_model/{name}.py"
-    for name in ("kernel", "fixes", "checks", "checks_tail_call", "checks_text", "boot", "workload")
+    for name in (
+        "kernel",
+        "fixes",
+        "checks",
+        "checks_tail_call",
+        "checks_text",
+        "listing",
+        "boot",
+        "workload",
+    )
 )
 LINUX_FILE = re.compile(r"\b[\w-]+(/[\w.-]+)+\.[chS]\b")
 

@@ -81,13 +81,19 @@ class BpfImage(Image):
         lines = [f"{self.addr:016x} <{self.name}>:"]
         for addr, code in codes:
             site = self.sites.get(addr - self.addr)
-            data, told, mark = code.data, code.text, ""
+            data, told, mark = code.data, self._called(code.text), ""
             if site is not None:
                 now = site.mem.value  # for who looks at a run; no step of it
                 data, told = now.encode(addr), now.disassembled()
                 mark = f"  # {site.name}"
             lines.append(f"{addr:x}:\t{data.hex(' '):<21}\t{told}{mark}")
         return "\n".join(lines)
+
+    def _called(self, told: str) -> str:
+        """An instruction; where it calls a function of the kernel, with the name of that."""
+        before, mark, number = told.partition("kernel#")
+        called = self.text.calls.get(int(number)) if mark else None
+        return told if called is None else f"{before}<{called.name}>"
 
     def new_run(self, m: Machine) -> BpfRun:
         """What the translated instructions work on."""

@@ -250,9 +250,10 @@ class _Pass:
         layout = self.before
         if layout.reachable:
             self.emit(mov_rax_rbp_disp(-layout.stack_depth - 8))
-        callee = index + insn.imm + 1 if insn.src == BPF_PSEUDO_CALL else -insn.imm
-        to = self.callees.get(callee, self.base)
-        self.emit(call_bytes(to - self.base - self.at - 5, to))
+        ours = insn.src == BPF_PSEUDO_CALL
+        to = self.callees.get(index + insn.imm + 1 if ours else -insn.imm, self.base)
+        code = call_bytes(to - self.base - self.at - 5, to)
+        self.emit(code if ours else code._replace(text=f"call   kernel#{insn.imm}"))
 
     def _exit(self) -> None:
         if self.epilogue >= 0:

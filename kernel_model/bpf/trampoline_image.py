@@ -35,6 +35,8 @@ from sim.macros import READ_ONCE, fetch, load, note, rewrite, rmw
 from sim.ops import Op
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kernel_model.bpf.prog import BpfProg
     from kernel_model.kernel import Kernel
     from kernel_model.x86.cpu import Machine
@@ -52,6 +54,10 @@ class ProgCall(NamedTuple):
 
     addr: int
     sleepable: bool
+
+    def told(self, kind: str) -> str:
+        """The call as it reads in a listing."""
+        return f"call   {self.addr:#x}  # {kind}{', sleepable' if self.sleepable else ''}"
 
 
 class TrampolineCode(NamedTuple):
@@ -71,6 +77,14 @@ class TrampolineCode(NamedTuple):
     @property
     def call_orig(self) -> bool:
         return bool(self.fmod_ret or self.fexit)
+
+    def calls(self) -> Iterator[str]:
+        """The calls in order, as they read in a listing."""
+        for prog in (*self.fentry, *self.fmod_ret):
+            yield prog.told("fentry" if prog in self.fentry else "fmod_ret")
+        yield f"{'call' if self.call_orig else 'jmp'}   {self.func:#x}  # the function"
+        for prog in self.fexit:
+            yield prog.told("fexit")
 
 
 @final
@@ -105,6 +119,16 @@ class TrampolineImage(Image):
         """The address with the position that it stands for."""
         position = ("glue", "prog", "orig")[(pc - self.addr) % HALF // _STEP % 3]
         return f"{self.name}+{pc - self.addr:#x} ({position})"
+
+    def disassembly(self) -> str:
+        """What each half calls, in order; how its code is laid out is not modelled."""
+        lines = [f"{self.addr:016x} <{self.name}>:"]
+        for number, half in enumerate(self.halves):
+            code = half.value  # for who looks at a run; no step of it
+            if code is not None:
+                lines.append(f"{half.addr:x}:  half {number}, {code.nr_args} arguments")
+                lines += [f" {line}" for line in code.calls()]
+        return "\n".join(lines)
 
 
 class _Position:
