@@ -61,7 +61,9 @@ GOLDEN = [
         add=("mutant:inner-free-rcu-only",),
     ),
     Golden("array-values-data-race-5.10", "array_map_values", "5.10", race=True),
-    Golden("tailcall-load-window-5.10-execute", "tailcall_load_window", "5.10"),
+    Golden(
+        "tailcall-load-window-5.10-execute", "tailcall_load_window", "5.10", {"change": "delete"}
+    ),
     Golden("tailcall-load-window-5.10-bug", "tailcall_load_window", "5.10", {"installed": "no"}),
     Golden(
         "tailcall-stale-5.10",
@@ -88,6 +90,21 @@ GOLDEN = [
         strategy=lambda: Pct(0),
     ),
     Golden("trampoline-halfpage-5.5", "trampoline_halfpage", "5.5"),
+    Golden("trampoline-freed-5.10", "trampoline_update", "5.10", strategy=lambda: Pct(0)),
+    Golden("tailcall-load-error-5.10", "tailcall_load_error", "5.10", remove=("a2ea07465c8d",)),
+    Golden(
+        "prog-array-leaked-5.10",
+        "n7_prog_array_insert_clear",
+        "5.10",
+        {"kept": "no"},
+        strategy=lambda: Pct(0),
+    ),
+    Golden(
+        "prog-array-stall-5.10",
+        "prog_array_clear",
+        "5.10",
+        {"second": "no", "waiters": "1", "entries": "600", "preempt": "none"},
+    ),
     Golden("prog-array-cleared-early", "prog_array_clear", "5.10", remove=("c9da161c6517",)),
 ]
 
