@@ -281,7 +281,7 @@ class ProgressLine:
         self._bar.stop()
 
     def show(self, result: Result) -> None:
-        """Show how far the exploration is; called after every execution."""
+        """Show how far the exploration is; called now and then."""
         if result.executions % self.EVERY == 0:
             rate = _rate(result.executions, result.elapsed_s)
             self._bar.update(

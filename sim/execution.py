@@ -104,8 +104,8 @@ class Execution:
         self._at_once: Final = frozenset() if every_step else at_once
         observers: list[Any] = [strategy] if hasattr(strategy, "observe") else []
         observers += detectors
-        self._watchers: Final[list[list[Any]]] = [
-            [d for d in observers if d.kinds is None or kind in d.kinds]
+        self._watchers: Final[list[list[Callable[[Event], Any]]]] = [
+            [d.observe for d in observers if d.kinds is None or kind in d.kinds]
             for kind in range(len(ops.KIND_NAMES))
         ]
         self._alive: Final[list[Thread]] = []
@@ -301,8 +301,9 @@ class Execution:
             thread.result = memory.apply(thread, op)
             if kind == ops.EXIT:
                 if self._log is not None:
-                    self._log.attribute(thread, "ended")
-                    self._log.items(self._alive)
+                    self._log.entries.append(
+                        (_revived, self._alive, self._alive.index(thread), thread)
+                    )
                 thread.ended = True
                 self._alive.remove(thread)
             elif kind == ops.NOTE and op.name == "outcome":
@@ -328,8 +329,8 @@ class Execution:
     def _record(self, event: Event) -> None:
         if self._observer is not None:
             self._observer(event)
-        for detector in self._watchers[event.op.kind]:
-            found = detector.observe(event)
+        for observe in self._watchers[event.op.kind]:
+            found = observe(event)
             if found is None:
                 continue
             for finding in found if isinstance(found, tuple) else (found,):
@@ -373,6 +374,11 @@ class Execution:
 def _unfork(threads: ThreadTable, alive: list[Thread], forked: Thread) -> None:
     threads.forget(forked)
     alive.pop()
+
+
+def _revived(alive: list[Thread], index: int, thread: Thread) -> None:
+    alive.insert(index, thread)
+    thread.ended = False
 
 
 def _take_back(thread: Thread, memory: Memory, _: None) -> None:

@@ -31,6 +31,7 @@ BLAME: Final = (
     "Something outside the choices decides: set iteration, a global, the clock, a random number, "
     "state kept between executions"
 )
+PROGRESS: Final = 16  # executions between two calls of what shows the progress
 TRIES: Final = 3  # directed executions per kind of predicted use-after-free
 
 
@@ -202,7 +203,7 @@ class Explorer:
         self._started = 0.0
 
     def explore(self, progress: Callable[[Result], None] | None = None) -> Result:
-        """Run until done; `progress` is called after every execution."""
+        """Run until done; `progress` is called every few executions."""
         self._progress = progress
         self._started = time.monotonic()
         result = self.result
@@ -270,7 +271,7 @@ class Explorer:
             result.blocked = getattr(self._strategy, "blocked", 0)
         elif execution.state is DONE and execution.outcomes:
             result.outcomes[tuple(value for _, value in sorted(execution.outcomes, key=_by))] += 1
-        if self._progress is not None:
+        if self._progress is not None and result.executions % PROGRESS == 1:
             self._progress(result)
 
     def _collect(self, run: Run, *, directed: bool) -> None:

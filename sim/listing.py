@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, final
 
+from sim.choosing import Picks
 from sim.errors import UsageError
 from sim.events import Event
-from sim.execution import Execution, Observer, Strategy
+from sim.execution import Execution, Observer
 from sim.hosts import direct
 from sim.memory import Memory
 from sim.record import builder, program_of
@@ -52,7 +53,7 @@ class _Look:
         self._build: Final = build
         self._listing: Final = listing
 
-    def build(self, strategy: Strategy, observer: Observer) -> Execution:
+    def build(self, strategy: Picks, observer: Observer) -> Execution:
         def watch(event: Event) -> Any:
             observer(event)
             if event.step == self.step:

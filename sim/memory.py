@@ -69,9 +69,7 @@ class Memory:
         self._next_static = STATIC_BASE
         self._static_count: dict[str, int] = {}
         self._apply: dict[int, Callable[[Thread, Op[Any]], Any]] = {
-            ops.LOAD: self._load,
             ops.FETCH: self._fetch,
-            ops.STORE: self._store,
             ops.REWRITE: self._store,
             ops.XCHG: self._xchg,
             ops.CMPXCHG: self._cmpxchg,
@@ -211,7 +209,12 @@ class Memory:
     def apply(self, thread: Thread, op: Op[Any]) -> Any:
         """Perform `op` for `thread` and return its result; sets `fault`."""
         self.fault = None
-        return self._apply[op.kind](thread, op)
+        kind = op.kind
+        if kind == ops.LOAD:
+            return self._load(thread, op)
+        if kind == ops.STORE:
+            return self._store(thread, op)
+        return self._apply[kind](thread, op)
 
     def ready(self, thread: Thread, op: Op[Any]) -> bool:
         """Whether `op`, of one of the kinds in `ops.BLOCKING`, can happen now."""
@@ -379,7 +382,7 @@ class Memory:
         clock = self.clock
         if self.log is not None:
             self.log.attribute(clock, "now")
-            self.log.call(_arm, clock, thread, op.operand)
+            self.log.call(lambda *_: clock.arm(thread, op.operand), None, None, None)
         return clock.wake(thread, op.operand)
 
 
@@ -389,10 +392,6 @@ def _nothing(_thread: Thread, _op: Op[Any]) -> None:
 
 def _put_value(place: Any, value: Any, _: None) -> None:
     place.value = value
-
-
-def _arm(clock: Clock, thread: Thread, deadline: int) -> None:
-    clock.arm(thread, deadline)
 
 
 def _after(made: Struct) -> int:

@@ -25,6 +25,7 @@ from typing import Final
 MODULES: Final = (
     "sim.choosing",
     "sim.clock",
+    "sim.detectors.crash",
     "sim.detectors.data_race",
     "sim.detectors.happens_before",
     "sim.detectors.lifetime",

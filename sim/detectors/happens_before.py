@@ -82,6 +82,7 @@ class HappensBefore:
 
     kinds: frozenset[int] | None = frozenset(range(len(ops.KIND_NAMES))) - {
         ops.NOTE,
+        ops.EXIT,
         ops.CHOOSE,
         ops.CLOCK,
         ops.SLEEP,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sim.choosing import Strategy
 from sim.errors import UsageError
-from sim.execution import Strategy
 from sim.explore import Budget, Explorer, Result
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk

@@ -12,7 +12,7 @@ from kernel_model.bpf.tracing_link import bpf_link_create
 from kernel_model.kernel import Kernel
 from kernel_model.linux.errno import EBUSY, ENOENT
 from kernel_model.uapi import close
-from sim.execution import Strategy
+from sim.choosing import Strategy
 from sim.macros import outcome
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
