@@ -10,7 +10,7 @@ Not modelled: the checks of memory and of data races, which know nothing of Linu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from kernel_model.checks_tail_call import tail_call_detectors
@@ -23,6 +23,7 @@ from sim.events import Detail, Detector, Event, Finding
 from sim.sections import Section
 from sim.stack import function_of, unwind
 from sim.threads import Thread
+from sim.undo import Log
 
 SUSPICIOUS_RCU: Final = "suspicious-rcu-usage"
 SLEEP_IN_ATOMIC: Final = "sleep-in-atomic"
@@ -50,10 +51,15 @@ def linux_detectors() -> list[Detector]:
 
 
 class _Warns:
-    """Says a thing only once."""
+    """Says a thing only once.
+
+    log  where changes that decide findings are written down, for executions that go back
+    """
+
+    log: Log | None = None
 
     def __init__(self) -> None:
-        self._said: Final[set[str]] = set()
+        self._said: Final[dict[str, None]] = {}
 
     def warn(
         self, event: Event, kind: str, title: str, details: Iterable[Detail] = ()
@@ -61,7 +67,9 @@ class _Warns:
         """A finding about the thread that has done the step, with what it is doing."""
         if title in self._said:
             return None
-        self._said.add(title)
+        if self.log is not None:
+            self.log.item(self._said, title)
+        self._said[title] = None
         thread = event.thread
         told = (*details, _state(thread), call_trace(thread))
         return Finding(kind, title, (thread.name,), event.step, told, fatal=False)
@@ -186,6 +194,8 @@ class LockOrder(_Warns):
                 return self._recursive(event, taken)
             seen = self._after.setdefault(held, {})
             if taken not in seen:
+                if self.log is not None:
+                    self.log.item(seen, taken)
                 seen[taken] = f" {held} -> {taken}: {thread.name} in {function_of(thread, op)}"
                 circle = self._path(taken, held)
                 if circle:
@@ -218,7 +228,7 @@ class LockOrder(_Warns):
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class _Awaited:
     """A section that a grace period waits for.
 
@@ -248,12 +258,19 @@ class Stall(_Warns):
         if op.kind == ops.GP_START:
             self._await(event)
         elif op.kind == ops.SECTION_END:
+            self._about_to_change(op.operand)
             self._awaited.pop(op.operand, None)
         elif op.kind in (ops.SLEEP, ops.CLOCK):
+            if self.log is not None:
+                self.log.attribute(self, "_now")
             self._now = event.result
         for section, awaited in self._awaited.items():
-            awaited.steps += section.thread == event.thread.name
+            if section.thread == event.thread.name:
+                self._about_to_change(section)
+                awaited = replace(awaited, steps=awaited.steps + 1)  # noqa: PLW2901
+                self._awaited[section] = awaited
             if awaited.steps > STALL_STEPS or self._now - awaited.since > STALL_NS:
+                self._about_to_change(section)
                 del self._awaited[section]
                 return self._stalled(event, section, awaited)
         return None
@@ -265,7 +282,13 @@ class Stall(_Warns):
         preemptible = event.thread.context.kernel.preempt == "full"
         flavour = domain if domain != "rcu" else "rcu_preempt" if preemptible else "rcu_sched"
         for section in event.result.waits_for:
-            self._awaited.setdefault(section, _Awaited(flavour, self._now))
+            if section not in self._awaited:
+                self._about_to_change(section)
+                self._awaited[section] = _Awaited(flavour, self._now)
+
+    def _about_to_change(self, section: Section) -> None:
+        if self.log is not None:
+            self.log.item(self._awaited, section)
 
     def _stalled(self, event: Event, section: Section, awaited: _Awaited) -> Finding | None:
         waited = (

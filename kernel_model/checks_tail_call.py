@@ -29,6 +29,7 @@ from kernel_model.x86.text import NOP5, POKE_SIZE, Image, Site, Text
 from sim import ops
 from sim.detectors.describe import call_trace
 from sim.events import Detail, Detector, Event, Finding, Snapshot
+from sim.undo import Log
 
 if TYPE_CHECKING:
     from kernel_model.bpf.poke import TailCall
@@ -91,6 +92,7 @@ class StaleTailCall:
     """
 
     kinds: frozenset[int] | None = frozenset({ops.XCHG, ops.QUIESCENT})
+    log: Log | None = None  # as in `kernel_model.checks`
 
     def __init__(self, history: SiteHistory) -> None:
         self._history: Final = history
@@ -104,7 +106,10 @@ class StaleTailCall:
         place, thread = event.op.target, event.thread.name
         if place is not None and _is_slot(place):
             line = f" step {event.step}: {_program(event.op.operand)} by {thread}"
-            self._slots.setdefault(place.addr, []).append((thread, line))
+            told = self._slots.setdefault(place.addr, [])
+            told.append((thread, line))
+            if self.log is not None:
+                self.log.grown(told)
         return None
 
     def _finding(self, event: Event, sites: _Sites) -> Finding:

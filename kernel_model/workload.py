@@ -30,7 +30,7 @@ class LinuxMachine:
 
     def __init__(self, version: str, fixes: frozenset[Fix], params: Mapping[str, Any]) -> None:
         self.version: Final = version
-        self.rewinds: Final = False
+        self.rewinds: Final = True
         self.fixes: Final = fixes
         self._params: Final = params
         self.digest: Final = _model_digest()

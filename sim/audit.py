@@ -9,8 +9,9 @@ from sim.ops import Audit, Op
 from sim.threads import Body, Thread
 
 
-def audited(thread: Thread, coroutine: Body) -> Op[Any]:
+def audited(thread: Thread, coroutine: Body | None) -> Op[Any]:
     """Run `thread` to its next operation, and refuse operations that were made but dropped."""
+    assert coroutine is not None
     made: list[Op[Any]] = []
     Audit.made = made
     op: Any = None

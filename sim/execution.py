@@ -26,7 +26,7 @@ from sim.events import Detector, Event, Finding, Snapshot, Waiting
 from sim.memory import Memory
 from sim.ops import Op
 from sim.stack import function_of
-from sim.threads import Body, Running, Spawn, Thread, ThreadTable, remember, revive
+from sim.threads import Body, Running, Spawn, Thread, ThreadTable, copied, remember, revive
 
 DEFAULT_MAX_STEPS: Final = 20_000
 
@@ -160,12 +160,13 @@ class Execution:
             return
         Running.thread = thread
         try:
-            coroutine = revive(thread) if thread.stale else thread.coroutine
-            assert coroutine is not None
-            if self._audit:
+            coroutine = thread.coroutine
+            if thread.stale:
+                op = revive(thread)
+            elif self._audit:
                 op = audited(thread, coroutine)
             else:
-                op = coroutine.send(thread.result)
+                op = coroutine.send(thread.result)  # type: ignore[union-attr]  # it is alive
         except StopIteration as stop:
             thread.coroutine = None
             op = Op(ops.EXIT, "exit", thread.key, 0, thread, stop.value)
@@ -257,6 +258,10 @@ class Execution:
         if thread.pending is not None and thread.pending.kind != ops.CHOOSE:
             keys.append(thread.key)
         self._last = thread
+        if thread.stale and thread.context is not None:
+            Running.thread = thread
+            thread.pending = thread.waiting = revive(thread)
+            Running.thread = None
         return thread
 
     def able(self, thread: Thread) -> bool:
@@ -293,6 +298,8 @@ class Execution:
             memory.fault = None
         elif kind == ops.FORK:
             thread.result = forked = self.threads.start(op.operand, thread)
+            if self._log is not None:
+                forked.fresh = copied(forked.context)
             self._alive.append(forked)
             if self._log is not None:
                 self._log.call(_unfork, self.threads, self._alive, forked)
@@ -390,3 +397,6 @@ def _take_back(thread: Thread, memory: Memory, _: None) -> None:
     op = thread.trail[thread.done][0]
     thread.pending = op
     thread.guarded = op.kind in ops.BLOCKING
+    if thread.context is not None and op.kind != ops.EXIT:  # that is to be what it was, too
+        thread.stale = True
+        del thread.trail[thread.done :]

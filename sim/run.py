@@ -10,7 +10,8 @@ from typing import Final, final
 from sim import ops
 from sim.choosing import Strategy
 from sim.detectors import Prediction, standard_detectors
-from sim.events import Event
+from sim.errors import RcusimError
+from sim.events import Detector, Event
 from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer
 from sim.hosts import direct, trio_host
 from sim.memory import Memory
@@ -63,7 +64,7 @@ def build(
         main,
         memory,
         strategy,
-        [*standard_detectors(memory, predictions), *program.machine.detectors()],
+        [*standard_detectors(memory, predictions), *_own_detectors(program, log)],
         observer=observer,
         max_steps=max_steps,
         audit=audit,
@@ -89,12 +90,21 @@ def run_once(
     return Run(execution, tuple(predictions))
 
 
+def _own_detectors(program: Program, log: Log | None) -> list[Detector]:
+    """The model's own detectors; those that have a `log` write their changes down there."""
+    detectors = program.machine.detectors()
+    for detector in detectors:
+        if hasattr(detector, "log"):
+            detector.log = log
+    return detectors
+
+
 @final
 class Rewound:
     """The executions of a search, each run only from where it leaves the one before.
 
-    They make little garbage that reference counts do not find (memory stays the same over a
-    million of them), and the collector would look at all that is kept again and again.
+    They make hardly any garbage that reference counts do not find, and the collector would look
+    at all that is kept again and again.
     """
 
     def __init__(self, program: Program, strategy: Dpor, max_steps: int) -> None:
@@ -106,7 +116,21 @@ class Rewound:
         strategy.rewinds = True
 
     def next(self) -> Run:
-        """The execution that the strategy has begun."""
+        """The execution that the strategy has begun.
+
+        What threads share outside of cells (a list of the workload's, say) is not put back.  Where
+        that is noticed, this execution and those after it are run from their start.
+        """
+        if self._strategy.rewinds:
+            try:
+                return self._gone_on()
+            except RcusimError:
+                if self._strategy.kept == 0:
+                    raise  # it did begin at the start
+                self._strategy.begin_anew()
+        return run_once(self._program, self._strategy, max_steps=self._max_steps)
+
+    def _gone_on(self) -> Run:
         kept = self._strategy.kept
         if kept and self._execution is not None:
             self._execution.rewind(kept - 1)  # the start of the main thread counts as a step

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, final
 from sim.cells import Struct
 from sim.cpu import Cpu
 from sim.errors import MisuseError, NondeterminismError
-from sim.ops import FORK, Op
+from sim.ops import FORK, WRITING, Op
 
 Body = Coroutine[Op[Any], Any, Any]
 
@@ -59,6 +59,7 @@ class Thread:
     ahead     whether the coroutine has been past the last operation done, with this result
     waiting   the operation at which the coroutine is suspended
     stale     whether a result was another one, so that the coroutine has to be made anew
+    fresh     a copy of the context as it was when the thread started
     statics   static objects that the thread has made; the next one is number `next_static`
     """
 
@@ -71,6 +72,7 @@ class Thread:
         "done",
         "ended",
         "forks",
+        "fresh",
         "function",
         "guarded",
         "index",
@@ -98,6 +100,7 @@ class Thread:
         self.index: Final = index
         self.cpu: Final = cpu
         self.context = context
+        self.fresh: Any = None
         self.key, self.key_bits = _key(parent)
         self.coroutine: Body | None = None
         self.pending: Op[Any] | None = None
@@ -260,18 +263,25 @@ class ThreadTable:
         return self._by_name.get(name)
 
 
-def revive(thread: Thread) -> Body:
-    """The coroutine of a stale thread, made anew and given every result but the last.
+def revive(thread: Thread) -> Op[Any]:
+    """Make the coroutine of a stale thread anew and give it every result: where it stands then.
 
     Raises NondeterminismError if it does something else than it did before.
     """
     assert thread.function is not None
     thread.sections = thread.next_static = 0
+    if thread.context is not None:
+        thread.context = copied(thread.fresh)
     coroutine = thread.function()
     result: Any = None
     for op, following in thread.trail:
         again = coroutine.send(result)
-        if again.__class__ is not Op or again.kind != op.kind or again.addr != op.addr:
+        if (
+            again.__class__ is not Op
+            or again.kind != op.kind
+            or again.addr != op.addr
+            or (again.kind in WRITING and again.operand != op.operand)
+        ):
             raise NondeterminismError(
                 f"thread {thread.name} did {op!r}, and then {again!r} after the same results: "
                 "something outside the choices decides (a global, the clock, a list that threads "
@@ -280,7 +290,12 @@ def revive(thread: Thread) -> Body:
         result = following
     thread.coroutine = coroutine
     thread.stale = False
-    return coroutine
+    return coroutine.send(result)
+
+
+def copied(context: Any) -> Any:
+    """A copy of what the modelled kernel keeps per thread, by its method `copy`."""
+    return None if context is None else context.copy()
 
 
 def remember(thread: Thread, op: Op[Any]) -> None:

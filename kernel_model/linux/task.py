@@ -98,6 +98,12 @@ class Context:
         self._tasks: Final = _Reader(kernel.rcu_tasks)
         self._trace: Final = _Reader(kernel.rcu_tasks_trace)
 
+    def copy(self) -> Context:
+        """Another one of the same state; of a thread that has not begun to run."""
+        made = Context(self.kernel, self.kind, self.cpu)
+        made.tasks_reader = self.tasks_reader
+        return made
+
     @property
     def user_mode(self) -> bool:
         """Whether it runs outside the kernel."""

@@ -79,6 +79,14 @@ class Dpor:
             self._boot()
         return True
 
+    def begin_anew(self) -> None:
+        """Prepare to run the execution that has been begun from its start; so from now on."""
+        self.rewinds = False
+        while len(self._history.steps) > self.kept:
+            self._history.pop()
+        del self._places[self.kept + 1 :]
+        self._at = 1
+
     def _boot(self) -> None:
         if not self._places:
             self._places.append(Place([], []))
