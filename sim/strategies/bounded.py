@@ -1,0 +1,267 @@
+"""Partial-order reduction within a bound on preemptions, for the bounds 0, 1, 2 ... in turn.
+
+Coons, Musuvathi, McKinley, "Bounded Partial-Order Reduction", OOPSLA 2013.  A preemption is a
+switch away from a thread that could have gone on (`sim.strategies.dfs`).  The searches of few
+preemptions come first, so the first counterexample needs as few of them as any.
+
+Where two steps race, the thread of the second one is to be tried before the first one, too.  That
+may take a preemption more than the bound allows; so it is also tried where the block of steps to
+which the first one belongs begins, for there somebody is switched to anyway: the conservative
+points of the paper.  A thread that cannot go on there stands for all that can.
+
+As a switch from a thread that has to wait is free, the order of a step and of another one that it
+makes possible is tried the other way round, too, which an unbounded search need not do: what
+others can do for nothing depends on when a thread has to wait.
+
+Executions of one class may be run more than once (nothing sleeps here), and those within a bound
+are run again within the next.  Whatever happens in some execution within the bound happens in one
+that is run: this is compared with a search of all of them, and proves nothing about the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, final
+
+from sim import ops
+from sim.errors import NondeterminismError
+from sim.events import Event
+from sim.strategies.history import History
+from sim.strategies.races import Races
+from sim.strategies.steps import Step
+from sim.strategies.wakeup import NO_VALUES
+from sim.threads import Thread
+
+_ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
+
+Turn = tuple[int, tuple[int, ...]]  # key of a thread to go on, the first values that it is given
+
+
+@final
+class _Place:
+    """A place in the current execution, between two steps.
+
+    able   keys of the threads that can go on; last: of the one that went on before, 0: it cannot
+    spent  preemptions before
+    turns  who is to go on from here, and has not yet
+    taken  who has, or is to
+    """
+
+    __slots__ = ("able", "last", "spent", "taken", "turns")
+
+    def __init__(self, able: list[int], last: int, spent: int, first: Turn) -> None:
+        self.able: Final = able
+        self.last: Final = last
+        self.spent: Final = spent
+        self.turns: Final = [first]
+        self.taken: Final = {first}
+
+    def cost(self, key: int) -> int:
+        """How many preemptions there are once the thread goes on."""
+        return self.spent + (self.last not in (0, key))
+
+
+@final
+class Bounded:
+    """Executions with at most `bound` preemptions: of each class one or more.
+
+    bound      the most preemptions that will be tried
+    within     the most preemptions that are tried now
+    finished   all executions with so many preemptions have been run, None: not even those with none
+    complete   whether all within `bound` have
+    kept       how many steps the next execution has in common with the one before, as in `dpor`
+    rewinds    whether whoever runs the executions goes back to those
+    """
+
+    kinds = None  # sees every event
+
+    def __init__(self, bound: int) -> None:
+        self.bound: Final = bound
+        self.within = 0
+        self.finished: int | None = None
+        self.complete = False
+        self.kept = 0
+        self.rewinds = False
+        self._history = History()
+        self._races = Races(self._history)
+        self._places: list[_Place] = []
+        self._at = 0  # steps taken in this execution
+        self._values = NO_VALUES  # given to the step that is being taken
+        self._chosen = 0
+        self._begun = False
+        self._refused = False  # whether the bound has kept anything from being tried
+        self._over = False  # whether nobody could take another step
+        self._stuck = False  # whether threads were left then
+
+    # -- the search ----------------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        if self._begun:
+            self._reverse_races()
+            if not self._backtrack() and not self._next_bound():
+                self.complete = True
+                return False
+        self._begun = True
+        self._over = self._stuck = False
+        self._chosen = 0
+        self._at = self.kept if self.rewinds and self.kept else 1
+        if self.kept:
+            self._values = self._history.steps[0].values
+            return True
+        if not self._places:
+            self._places.append(_Place([0], 0, 0, (0, NO_VALUES)))
+        self._history.boot()
+        self._values = self._places[0].turns.pop()[1]
+        return True
+
+    def _next_bound(self) -> bool:
+        """Go on to one preemption more; False if there is nothing to be gained."""
+        self.finished = self.within
+        if self.within == self.bound or not self._refused:
+            self.finished = self.bound
+            return False
+        self.within += 1
+        self._refused = False
+        self._history = History()
+        self._races = Races(self._history)
+        self._places = []
+        self.kept = 0
+        return True
+
+    def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
+        """The execution that was begun is over; `fatal`: a finding ended it."""
+        self._races.ended(threads, fatal=fatal and not self._over, stuck=self._stuck)
+
+    def _backtrack(self) -> bool:
+        """Go back to the last place from which something is left to do."""
+        steps, places = self._history.steps, self._places
+        while steps:
+            del places[len(steps) :]
+            self._history.pop()
+            if places[-1].turns:
+                self.kept = len(steps)
+                return True
+        return False
+
+    def _reverse_races(self) -> None:
+        """See to it that the other order of every race is tried."""
+        steps = self._history.steps
+        for index in range(self.kept, len(steps)):
+            step = steps[index]
+            for first in {*step.races, *self._enabled_by(step)}:
+                self._reverse(first, step)
+            for nth, (value, n) in enumerate(step.choices):
+                for other in range(value + 1, n):
+                    self._turn(index, (step.key, (*step.values[:nth], other)))
+        for first, step in self._races.pending_races():
+            self._reverse(first, step)
+
+    def _enabled_by(self, step: Step) -> Iterator[int]:
+        """The last steps of other threads that happen before `step` and not before its thread."""
+        history = self._history
+        known = history.steps[self._before(step)].clock
+        last = [
+            history.of[number][time - 1]
+            for number, time in enumerate(step.clock)
+            if number != step.number and time > (known[number] if number < len(known) else 0)
+        ]
+        for one in last:
+            if not any(one != other and history.is_after(one, other) for other in last):
+                yield one
+
+    def _before(self, step: Step) -> int:
+        """What the thread of `step` did before it: its own step, or its parent's."""
+        if step.time > 1:
+            return self._history.of[step.number][step.time - 2]
+        return self._history.born.get(step.number, 0)
+
+    def _reverse(self, first: int, second: Step) -> None:
+        """Let the thread of `second` go on before step `first`, and before its block."""
+        for index in {first, self._block(first)}:
+            able = self._places[index].able
+            for key in [second.key] if second.key in able else able:
+                self._turn(index, (key, NO_VALUES))
+
+    def _block(self, index: int) -> int:
+        """Where the steps begin that the thread of step `index` has taken one behind the other."""
+        steps = self._history.steps
+        key = steps[index].key
+        while index > 1 and steps[index - 1].key == key:
+            index -= 1
+        return index
+
+    def _turn(self, index: int, turn: Turn) -> None:
+        place = self._places[index]
+        if turn in place.taken:
+            return
+        if place.cost(turn[0]) > self.within:
+            self._refused = True
+            return
+        place.taken.add(turn)
+        place.turns.append(turn)
+
+    # -- one execution -------------------------------------------------------------------------
+
+    def select(
+        self, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
+    ) -> Thread | None:
+        """Which thread goes on."""
+        at = self._at
+        self._chosen = 0
+        if at < self.kept:
+            step = self._history.steps[at]
+            self._values = step.values
+            return _thread(step.key, alive, able)
+        if at == len(self._places):
+            threads = [thread for thread in alive if able(thread)]
+            if not threads:
+                return None
+            self._places.append(self._place([thread.key for thread in threads], last))
+        key, self._values = self._places[at].turns.pop()
+        thread = _thread(key, alive, able)
+        self._history.about(thread)
+        return thread
+
+    def _place(self, able: list[int], last: Thread | None) -> _Place:
+        """A new place; the last thread goes on, if it can, or else the first."""
+        before = self._places[-1]
+        spent = before.cost(self._history.steps[-1].key)
+        going_on = last.key if last is not None and last.key in able else 0
+        return _Place(able, going_on, spent, (going_on or able[0], NO_VALUES))
+
+    def choose(self, thread: Thread, n: int) -> int:
+        """The value that was given before, or is to be tried; 0."""
+        del thread
+        nth = self._chosen
+        self._chosen += 1
+        value = self._values[nth] if nth < len(self._values) else 0
+        if value >= n:
+            raise NondeterminismError(f"a choice had more than {value} values and now has {n}")
+        if self._at > self.kept:
+            self._history.chose(value, n)
+        return value
+
+    def observe(self, event: Event) -> None:
+        """A step has been taken."""
+        kind = event.op.kind
+        if kind not in ops.LOCAL:
+            self._at += 1
+            if self._at > self.kept:
+                self._races.push(event)
+            else:
+                self._history.seen(event, self._at - 1)
+        elif kind in _ENDS:
+            self._over = True
+            self._stuck = kind == ops.DEADLOCK
+        elif self._at > self.kept:
+            self._history.local(event)
+
+
+def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:
+    for thread in alive:
+        if thread.key == key and able(thread):
+            return thread
+    raise NondeterminismError(
+        "a thread that could go on after the same steps before cannot now: something outside the "
+        "choices decides (set iteration, a global, the clock, state kept between executions)"
+    )
