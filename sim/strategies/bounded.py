@@ -1,8 +1,9 @@
 """Partial-order reduction within a bound on preemptions, for the bounds 0, 1, 2 ... in turn.
 
 Coons, Musuvathi, McKinley, "Bounded Partial-Order Reduction", OOPSLA 2013.  A preemption is a
-switch away from a thread that could have gone on (`sim.strategies.dfs`).  The searches of few
-preemptions come first, so the first counterexample needs as few of them as any.
+switch away from a thread that could have gone on (`sim.strategies.dfs`); none can come between a
+step and a choice of a value behind it.  The searches of few preemptions come first, so the first
+counterexample needs as few of them as any.
 
 Where two steps race, the thread of the second one is to be tried before the first one, too.  That
 may take a preemption more than the bound allows; so it is also tried where the block of steps to
@@ -29,12 +30,11 @@ from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Step
-from sim.strategies.wakeup import NO_VALUES
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
 
-Turn = tuple[int, tuple[int, ...]]  # key of a thread to go on, the first values that it is given
+Turn = tuple[int, int]  # key of a thread to go on, the value that it is given if it chooses one
 
 
 @final
@@ -49,12 +49,12 @@ class _Place:
 
     __slots__ = ("able", "last", "spent", "taken", "turns")
 
-    def __init__(self, able: list[int], last: int, spent: int, first: Turn) -> None:
+    def __init__(self, able: list[int], last: int, spent: int) -> None:
         self.able: Final = able
         self.last: Final = last
         self.spent: Final = spent
-        self.turns: Final = [first]
-        self.taken: Final = {first}
+        self.turns: Final[list[Turn]] = [(last or able[0], 0)] if able else []
+        self.taken: Final = set(self.turns)
 
     def cost(self, key: int) -> int:
         """How many preemptions there are once the thread goes on."""
@@ -84,10 +84,9 @@ class Bounded:
         self.rewinds = False
         self._history = History()
         self._races = Races(self._history)
-        self._places: list[_Place] = []
+        self._places = [_Place([], 0, 0)]
         self._at = 0  # steps taken in this execution
-        self._values = NO_VALUES  # given to the step that is being taken
-        self._chosen = 0
+        self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
         self._refused = False  # whether the bound has kept anything from being tried
         self._over = False  # whether nobody could take another step
@@ -103,15 +102,9 @@ class Bounded:
                 return False
         self._begun = True
         self._over = self._stuck = False
-        self._chosen = 0
         self._at = self.kept if self.rewinds and self.kept else 1
-        if self.kept:
-            self._values = self._history.steps[0].values
-            return True
-        if not self._places:
-            self._places.append(_Place([0], 0, 0, (0, NO_VALUES)))
-        self._history.boot()
-        self._values = self._places[0].turns.pop()[1]
+        if not self.kept:
+            self._history.boot()
         return True
 
     def _next_bound(self) -> bool:
@@ -124,7 +117,7 @@ class Bounded:
         self._refused = False
         self._history = History()
         self._races = Races(self._history)
-        self._places = []
+        self._places = [_Place([], 0, 0)]
         self.kept = 0
         return True
 
@@ -150,9 +143,9 @@ class Bounded:
             step = steps[index]
             for first in {*step.races, *self._enabled_by(step)}:
                 self._reverse(first, step)
-            for nth, (value, n) in enumerate(step.choices):
-                for other in range(value + 1, n):
-                    self._turn(index, (step.key, (*step.values[:nth], other)))
+            if step.op.kind == ops.CHOOSE:
+                for value in range(step.op.operand):
+                    self._turn(index, (step.key, value))
         for first, step in self._races.pending_races():
             self._reverse(first, step)
 
@@ -177,17 +170,27 @@ class Bounded:
 
     def _reverse(self, first: int, second: Step) -> None:
         """Let the thread of `second` go on before step `first`, and before its block."""
+        first = self._visible(first)
         for index in {first, self._block(first)}:
             able = self._places[index].able
             for key in [second.key] if second.key in able else able:
-                self._turn(index, (key, NO_VALUES))
+                self._turn(index, (key, 0))
+
+    def _visible(self, index: int) -> int:
+        """The step behind which the values were chosen that step `index` is the last of, if any."""
+        steps = self._history.steps
+        while steps[index].op.kind == ops.CHOOSE:
+            index -= 1
+        return index
 
     def _block(self, index: int) -> int:
         """Where the steps begin that the thread of step `index` has taken one behind the other."""
-        steps = self._history.steps
-        key = steps[index].key
-        while index > 1 and steps[index - 1].key == key:
-            index -= 1
+        key = self._history.steps[index].key
+        while index:
+            before = self._visible(index - 1)
+            if self._history.steps[before].key != key:
+                break
+            index = before
         return index
 
     def _turn(self, index: int, turn: Turn) -> None:
@@ -206,45 +209,45 @@ class Bounded:
         self, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
     ) -> Thread | None:
         """Which thread goes on."""
+        del last
         at = self._at
-        self._chosen = 0
         if at < self.kept:
             step = self._history.steps[at]
-            self._values = step.values
+            self._value = step.value
             return _thread(step.key, alive, able)
         if at == len(self._places):
-            threads = [thread for thread in alive if able(thread)]
-            if not threads:
+            place = self._place([thread for thread in alive if able(thread)])
+            if place is None:
                 return None
-            self._places.append(self._place([thread.key for thread in threads], last))
-        key, self._values = self._places[at].turns.pop()
+            self._places.append(place)
+        key, self._value = self._places[at].turns.pop()
         thread = _thread(key, alive, able)
         self._history.about(thread)
         return thread
 
-    def _place(self, able: list[int], last: Thread | None) -> _Place:
+    def _place(self, able: list[Thread]) -> _Place | None:
         """A new place; the last thread goes on, if it can, or else the first."""
-        before = self._places[-1]
-        spent = before.cost(self._history.steps[-1].key)
-        going_on = last.key if last is not None and last.key in able else 0
-        return _Place(able, going_on, spent, (going_on or able[0], NO_VALUES))
+        if not able:
+            return None
+        last = self._history.steps[self._visible(self._at - 1)].key
+        spent = self._places[-1].cost(self._history.steps[-1].key)
+        for thread in able:
+            if thread.pending is not None and thread.pending.kind == ops.CHOOSE:
+                return _Place([thread.key], 0, spent)
+        keys = [thread.key for thread in able]
+        return _Place(keys, last if last in keys else 0, spent)
 
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
         del thread
-        nth = self._chosen
-        self._chosen += 1
-        value = self._values[nth] if nth < len(self._values) else 0
-        if value >= n:
-            raise NondeterminismError(f"a choice had more than {value} values and now has {n}")
-        if self._at > self.kept:
-            self._history.chose(value, n)
-        return value
+        if self._value >= n:
+            raise NondeterminismError(f"a choice had more than {self._value} values and now {n}")
+        return self._value
 
     def observe(self, event: Event) -> None:
         """A step has been taken."""
         kind = event.op.kind
-        if kind not in ops.LOCAL:
+        if kind not in ops.LOCAL or kind == ops.CHOOSE:
             self._at += 1
             if self._at > self.kept:
                 self._races.push(event)
