@@ -47,6 +47,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "elapsed_s": round(result.elapsed_s, 3),
         "complete": result.complete,
         "preemption_bound": result.bound,
+        "preemptions_finished": result.finished,
         "stopped": result.stopped,
         "estimate": result.estimate,
         "digest": program.digest,
@@ -67,6 +68,7 @@ def _found_json(found: Found) -> dict[str, Any]:
         "threads": list(found.finding.threads),
         "execution": found.number,
         "directed": found.directed,
+        "preemptions": found.within,
         "trace": found.trace,
     }
 
@@ -137,6 +139,8 @@ def summary(program: Program, result: Result) -> list[str]:
     lines += _what_it_means(program, result)
     for found in result.findings:
         how = ", by a search directed at a predicted one" if found.directed else ""
+        if found.within is not None:
+            how += f", within {_count(found.within, 'preemption')}"
         lines.append(f"  {found.finding.title}  (execution {found.number}{how})")
         lines += _where(found)
     if result.races:
@@ -169,7 +173,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
     if result.verdict == "finding":
         return []
     lines = []
-    if result.complete and result.bound is not None:
+    if result.complete and result.bound is not None and not result.cut:
         bound = _count(result.bound, "preemption")
         lines.append(
             f"no finding within {bound} (all such interleavings explored, sequential "
@@ -187,6 +191,8 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             lines.append(
                 f"nothing found before {result.stopped} ended the search: this is no proof"
             )
+        if result.finished is not None and not result.cut:
+            lines.append(f"  no finding within {_count(result.finished, 'preemption')}")
         if result.estimate is not None and not result.cut:
             lines.append(f"  about {result.estimate:.0e} executions in all (a rough estimate)")
     if result.cut:

@@ -21,6 +21,7 @@ from sim.events import Finding
 from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, Execution
 from sim.hosts import direct
 from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
+from sim.strategies.bounded import Bounded
 from sim.strategies.dpor import Dpor
 from sim.strategies.replay import Choices, Follow, Hold
 from sim.workload import Program
@@ -53,6 +54,7 @@ class Found:
     number   of the execution, counted from 1
     directed whether a directed search showed it
     choices  that lead to it
+    within   the bound on preemptions at which a search of bounds in turn came to it, None: no such
     """
 
     finding: Finding
@@ -60,6 +62,7 @@ class Found:
     directed: bool
     choices: tuple[int, ...]
     trace: str = ""
+    within: int | None = None
 
 
 @final
@@ -75,6 +78,7 @@ class Result:
     predicted   use-after-frees predicted but not witnessed, by title: not part of the verdict
     optimal     whether the strategy runs one execution of every class, and no other
     complete    whether every interleaving (within the strategy's bound) has been run
+    bound       on preemptions, None: none; all executions with `finished` of them have been run
     stopped     what ended the search
     shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
@@ -95,6 +99,7 @@ class Result:
     optimal: bool = False
     complete: bool = False
     bound: int | None = None
+    finished: int | None = None
     stopped: str = ""
     shared_cpu: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
@@ -193,7 +198,9 @@ class Explorer:
         self._on_found: Final = on_found
         self._rewound: Final = (
             Rewound(program, strategy, budget.steps)
-            if isinstance(strategy, Dpor) and host is direct.run and program.machine.rewinds
+            if isinstance(strategy, Dpor | Bounded)
+            and host is direct.run
+            and program.machine.rewinds
             else None
         )
         self._progress: Callable[[Result], None] | None = None
@@ -283,6 +290,8 @@ class Explorer:
             self._seen.add(finding.key)
             made = run.execution.choices if directed else choices
             found = Found(finding, self.result.executions, directed, tuple(made))
+            if not directed:
+                found.within = getattr(self._strategy, "within", None)
             if self._on_found is not None:
                 found.trace = self._on_found(found)
             (self.result.findings if finding.decides else self.result.races).append(found)
@@ -320,6 +329,7 @@ class Explorer:
             self._rewound.close()
         result = self.result
         result.elapsed_s = time.monotonic() - self._started
+        result.finished = getattr(self._strategy, "finished", None)
         if not result.complete:
             estimate = getattr(self._strategy, "estimate", None)
             result.estimate = estimate() if estimate is not None else None

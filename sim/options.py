@@ -10,6 +10,7 @@ import typer
 from sim.choosing import Strategy
 from sim.errors import UsageError
 from sim.run import HOSTS, Host
+from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor
 from sim.strategies.pct import Pct
@@ -71,7 +72,7 @@ MaxDuration = Annotated[
     float, typer.Option(min=0, help="Budget in seconds.", envvar="RCUSIM_MAX_DURATION")
 ]
 Preemptions = Annotated[
-    int | None, typer.Option(min=0, help="Bound (dfs only).", envvar="RCUSIM_PREEMPTIONS")
+    int | None, typer.Option(min=0, help="Bound (dpor and dfs).", envvar="RCUSIM_PREEMPTIONS")
 ]
 Depth = Annotated[
     int | None, typer.Option(min=1, help="Bug depth, pct only (3).", envvar="RCUSIM_DEPTH")
@@ -117,10 +118,10 @@ def strategy_for(name: str, seed: int, preemptions: int | None, depth: int | Non
     """The strategy of that name; UsageError for options that are not for it."""
     if depth is not None and name != "pct":
         raise UsageError(f"--depth is for --strategy pct, not {name}")
-    if preemptions is not None and name != "dfs":
-        raise UsageError(f"--preemptions bounds --strategy dfs, not {name}")
+    if preemptions is not None and name not in ("dpor", "dfs"):
+        raise UsageError(f"--preemptions bounds --strategy dpor and dfs, not {name}")
     if name == "dpor":
-        return Dpor()
+        return Dpor() if preemptions is None else Bounded(preemptions)
     if name == "random":
         return RandomWalk(seed)
     if name == "pct":

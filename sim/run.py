@@ -15,6 +15,7 @@ from sim.events import Detector, Event
 from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer
 from sim.hosts import direct, trio_host
 from sim.memory import Memory
+from sim.strategies.bounded import Bounded
 from sim.strategies.dpor import Dpor
 from sim.undo import Log
 from sim.workload import Program
@@ -107,7 +108,7 @@ class Rewound:
     at all that is kept again and again.
     """
 
-    def __init__(self, program: Program, strategy: Dpor, max_steps: int) -> None:
+    def __init__(self, program: Program, strategy: Dpor | Bounded, max_steps: int) -> None:
         self._program: Final = program
         self._strategy: Final = strategy
         self._max_steps: Final = max_steps

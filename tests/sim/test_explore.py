@@ -9,8 +9,9 @@ from sim.cells import Cell, Struct, cell
 from sim.cpu import Cpu
 from sim.errors import MisuseError, NondeterminismError
 from sim.explore import Budget, Explorer, Found, Result, check_determinism
-from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, outcome, store
+from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, note, outcome, store
 from sim.memory import Memory
+from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
@@ -101,6 +102,37 @@ def test_a_complete_bounded_search_is_no_proof() -> None:
     result = explore(quiet, Dfs(bound=1))
 
     assert result.complete
+    assert result.verdict == "inconclusive"
+
+
+@workload()
+async def needs_a_preemption(memory: Memory) -> None:
+    shared = memory.static(Shared)
+
+    async def writer() -> None:
+        await WRITE_ONCE(shared.flag, 1)
+        await WRITE_ONCE(shared.flag, 0)
+
+    async def reader() -> None:
+        if await READ_ONCE(shared.flag):
+            await note("BUG", "the flag is set")
+
+    await spawn(writer, name="writer")
+    await spawn(reader, name="reader")
+
+
+def test_bounds_are_searched_in_turn_and_a_finding_says_within_which() -> None:
+    result = explore(needs_a_preemption, Bounded(2))
+
+    assert [(found.finding.kind, found.within) for found in result.findings] == [("kernel-bug", 1)]
+    assert result.bound == 2
+    assert result.finished == 0
+
+
+def test_a_complete_search_of_bounds_in_turn_is_no_proof() -> None:
+    result = explore(quiet, Bounded(1))
+
+    assert (result.complete, result.finished) == (True, 1)
     assert result.verdict == "inconclusive"
 
 
