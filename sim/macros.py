@@ -162,6 +162,29 @@ def wait_until(
     return Op(ops.WAIT, name, first.addr, first.size, None, (predicate, cells), ops.ACQUIRE)
 
 
+def cpu_relax(place: Lvalue[T], seen: T) -> Op[tuple[Any, ...]]:
+    """In a loop that spins until `place` changes: go round again when it is no longer `seen`.
+
+    ``while (x := await READ_ONCE(flag)) == 0: await cpu_relax(flag, x)``
+
+    A time round that reads what the one before read changes nothing, so it is left out: Jonsson,
+    Lång, Sagonas, "Awaiting for Godot", FMCAD 2022.  That needs a loop which goes on only because
+    of what it read from `place`, and which has done nothing else since that others could notice
+    (write, take a lock, choose a value).  If a value is overwritten and comes back before this
+    thread looks, the loop would not have noticed either.  Where nobody is left who could change
+    the place (or it has been freed), this is a livelock.  Orders nothing.
+    """
+    return Op(
+        ops.WAIT,
+        ops.SPINS,
+        place.addr,
+        place.size,
+        None,
+        (lambda value: value is not seen and value != seen, (place,)),
+        ops.ONCE,
+    )
+
+
 def alloc(cls: type[S], *args: Any, **kwargs: Any) -> Op[S]:
     """Allocate an object: ``await alloc(BpfMap, max_entries=3)``."""
     return Op(ops.ALLOC, "kmalloc", operand=(cls, args, kwargs))

@@ -52,6 +52,8 @@ KIND_NAMES: Final = (
     " DEADLOCK FETCH REWRITE"
 ).split()
 
+SPINS: Final = "cpu_relax"  # the name of a WAIT of a thread that does not sleep, but spins
+
 # Orders: how an access takes part in synchronisation (not in the search).
 PLAIN: Final = 0  # an ordinary C access
 ONCE: Final = 1  # marked, orders nothing: READ_ONCE, WRITE_ONCE, atomic_inc

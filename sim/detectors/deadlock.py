@@ -2,7 +2,8 @@
 
 When no thread can take a step, the threads that are left wait for each other in a circle (a
 grace period is a link like any other), or for something that nobody is left to do: a wake-up
-that came too early, a lock whose holder has ended, a section that its thread never ended.
+that came too early, a lock whose holder has ended, a section that its thread never ended.  Those
+that spin for it (`macros.cpu_relax`) are in a livelock.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final, final
 
 from sim import ops
 from sim.detectors.describe import frames
+from sim.detectors.loop import livelock
 from sim.events import Detail, Event, Finding, Waiting
 from sim.stack import unwind
 from sim.threads import Thread
@@ -23,7 +25,7 @@ Graph = dict[Thread, Waiting]
 
 @final
 class Deadlock:
-    """Reports every circle of waiting threads, and every thread that waits for nobody."""
+    """Reports every circle of waiting threads, threads that wait for nobody, and livelocks."""
 
     kinds: frozenset[int] | None = frozenset({ops.DEADLOCK})
 
@@ -37,6 +39,9 @@ class Deadlock:
             if circle and explained.isdisjoint(circle):
                 explained.update(circle)
                 found.append(_deadlock(event, graph, circle))
+        if spinning := [w for w in graph.values() if _spins(w)]:
+            explained.update(w.thread for w in spinning)
+            found.append(_livelock(event, graph, spinning))
         for waiting in graph.values():
             if waiting.thread not in explained and not any(on in graph for on in waiting.on):
                 found.append(_blocked(event, graph, waiting))
@@ -89,6 +94,27 @@ def _deadlock(event: Event, graph: Graph, circle: list[Thread]) -> Finding:
     )
 
 
+def _spins(waiting: Waiting) -> bool:
+    op = waiting.op
+    return op.kind == ops.WAIT and op.name == ops.SPINS and not waiting.on
+
+
+def _livelock(event: Event, graph: Graph, spinning: list[Waiting]) -> Finding:
+    threads = [waiting.thread for waiting in spinning]
+    details = [_watched(waiting) for waiting in spinning]
+    return livelock(threads, event.step, *details, *_behind(graph, threads))
+
+
+def _watched(waiting: Waiting) -> Detail:
+    op = waiting.op
+    freed = ", which has been freed: to look at it once more is a use-after-free"
+    seen = tuple(
+        f" {cell.label} = {cell.value!r}{freed if cell.owner.freed else ''}"
+        for cell in op.operand[1]
+    )
+    return Detail(f"{op.name} waits for a change of", seen)
+
+
 def _blocked(event: Event, graph: Graph, waiting: Waiting) -> Finding:
     thread, op = waiting.thread, waiting.op
     if waiting.on:
@@ -99,8 +125,7 @@ def _blocked(event: Event, graph: Graph, waiting: Waiting) -> Finding:
         reason = op.name
     details = [_task(thread), *_behind(graph, [thread])]
     if op.kind == ops.WAIT:
-        seen = tuple(f" {cell.label} = {cell.value!r}" for cell in op.operand[1])
-        details.insert(0, Detail(f"{op.name} waits for a change of", seen))
+        details.insert(0, _watched(waiting))
     return Finding(
         BLOCKED,
         f"INFO: task {thread.name} blocked forever ({reason})",

@@ -7,18 +7,22 @@ would have to count its own fruitless steps to come out by itself; that is the b
 A thread that the strategy has merely kept waiting does not count as spinning, so no unfair
 schedule is reported.
 
+A thread that says what it spins for (`macros.cpu_relax`) takes no steps meanwhile.  If nobody is
+able to take one any more, `deadlock` reports it, in the same words.
+
 Not seen: loops that write (two threads that back off for each other for ever), and loops that
 sleep; the step limit ends those executions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from sim import ops
 from sim.detectors.describe import call_trace
 from sim.detectors.happens_before import wrote
-from sim.events import Event, Finding
+from sim.events import Detail, Event, Finding
 
 if TYPE_CHECKING:
     from sim.memory import Memory
@@ -33,6 +37,18 @@ _FRUITLESS: Final = frozenset(
     | {ops.SECTION_BEGIN, ops.SECTION_END, ops.GP_START, ops.GP_END}
 )
 _CONDITIONAL: Final = frozenset({ops.CMPXCHG, ops.RMW, ops.TRYLOCK})
+
+
+def livelock(threads: Sequence[Thread], step: int, *details: Detail) -> Finding:
+    """What is reported of threads that spin for ever."""
+    names = tuple(sorted(thread.name for thread in threads))
+    return Finding(
+        LIVELOCK,
+        f"INFO: livelock of {', '.join(names)}: nothing changes any more",
+        names,
+        step,
+        (*details, *map(call_trace, threads)),
+    )
 
 
 @final
@@ -85,14 +101,7 @@ class Livelock:
         if self._log is not None:
             self._log.attribute(self, "_reported")
         self._reported = True
-        names = tuple(sorted(t.name for t in able))
-        return Finding(
-            LIVELOCK,
-            f"INFO: livelock of {', '.join(names)}: nothing changes any more",
-            names,
-            event.step,
-            tuple(call_trace(t) for t in able),
-        )
+        return livelock(able, event.step)
 
     def _able(self, thread: Thread) -> bool:
         """Whether a thread other than the running one could take its next step."""

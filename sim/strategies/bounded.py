@@ -141,7 +141,7 @@ class Bounded:
         steps = self._history.steps
         for index in range(self.kept, len(steps)):
             step = steps[index]
-            for first in {*step.races, *self._enabled_by(step)}:
+            for first in dict.fromkeys((*step.races, *self._enabled_by(step))):
                 self._reverse(first, step)
             if step.op.kind == ops.CHOOSE:
                 for value in range(step.op.operand):
@@ -171,7 +171,7 @@ class Bounded:
     def _reverse(self, first: int, second: Step) -> None:
         """Let the thread of `second` go on before step `first`, and before its block."""
         first = self._visible(first)
-        for index in {first, self._block(first)}:
+        for index in dict.fromkeys((first, self._block(first))):
             able = self._places[index].able
             for key in [second.key] if second.key in able else able:
                 self._turn(index, (key, 0))

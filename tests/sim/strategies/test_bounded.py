@@ -22,7 +22,7 @@ from tests.programs.drawing import ALL, only, programs
 from tests.programs.running import Outcome, TooMany, execute
 
 FAST = settings(
-    max_examples=25,
+    max_examples=10,
     derandomize=True,
     deadline=None,
     database=None,
