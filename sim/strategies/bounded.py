@@ -88,6 +88,7 @@ class Bounded:
         self._at = 0  # steps taken in this execution
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
+        self._exact = True  # whether all races were found, see `Races`
         self._refused = False  # whether the bound has kept anything from being tried
         self._over = False  # whether nobody could take another step
         self._stuck = False  # whether threads were left then
@@ -98,7 +99,7 @@ class Bounded:
         if self._begun:
             self._reverse_races()
             if not self._backtrack() and not self._next_bound():
-                self.complete = True
+                self.complete = self.finished == self.bound
                 return False
         self._begun = True
         self._over = self._stuck = False
@@ -109,9 +110,11 @@ class Bounded:
 
     def _next_bound(self) -> bool:
         """Go on to one preemption more; False if there is nothing to be gained."""
-        self.finished = self.within
-        if self.within == self.bound or not self._refused:
-            self.finished = self.bound
+        self._exact = self._exact and self._races.exact
+        over = self.within == self.bound or not self._refused
+        if self._exact:
+            self.finished = self.bound if over else self.within
+        if over:
             return False
         self.within += 1
         self._refused = False

@@ -171,7 +171,10 @@ def test_options_come_from_the_environment_and_the_command_line_wins() -> None:
         (["explore", "counter", "--param", "n=two"], "a whole number is needed"),
         (["explore", "counter", "--kernel", "5.10"], "runs on no kernel"),
         (["explore", "counter", "--strategy", "luck"], "choose dpor, random, pct or dfs"),
-        (["explore", "counter", "--preemptions", "2"], "bounds --strategy dpor and dfs"),
+        (
+            ["explore", "counter", "--strategy", "random", "--preemptions", "2"],
+            "bounds --strategy dpor and dfs",
+        ),
         (["explore", "counter", "--host", "moon"], "choose direct or trio"),
         (["explore", "counter", "--max-executions", "0"], "--max-executions"),
         (["explore"], "Missing argument"),

@@ -12,11 +12,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, find, given, settings
 from hypothesis.errors import NoSuchExample
 
+from sim.cells import Cell, Struct, cell
 from sim.detectors import standard_detectors
+from sim.execution import Execution
+from sim.hosts import direct
+from sim.macros import WRITE_ONCE, wait_until
+from sim.memory import Memory
 from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
 from sim.strategies.races import Races
 from sim.strategies.steps import Step
+from sim.threads import spawn
 from tests.programs.code import Await, Choose, Fork, Locked, Modify, Program, Read, Swap, Write
 from tests.programs.drawing import ALL, only, programs
 from tests.programs.running import Outcome, TooMany, execute
@@ -116,6 +122,29 @@ def test_choosing_a_value_is_no_occasion_for_a_preemption() -> None:
 
     assert seen(program, Bounded(0))[1] == {0: 4}
     assert seen(program, Bounded(1))[1] == {0: 4, 1: 6}
+
+
+def test_waits_for_several_cells_are_not_said_to_be_searched_completely() -> None:
+    class Pair(Struct):
+        x: Cell[int] = cell(0)
+        y: Cell[int] = cell(0)
+
+    strategy = Bounded(1)
+    while strategy.begin():
+        memory = Memory()
+        pair = memory.static(Pair)
+
+        async def sets(place: Cell[int]) -> None:
+            await WRITE_ONCE(place, 1)
+
+        async def main(pair: Pair = pair) -> None:
+            await spawn(sets, pair.x, name="x")
+            await spawn(sets, pair.y, name="y")
+            await wait_until(lambda x, y: bool(x or y), pair.x, pair.y)
+
+        direct.run(Execution(main, memory, strategy))
+
+    assert (strategy.complete, strategy.finished) == (False, None)
 
 
 # -- what is left out is noticed -----------------------------------------------------------------
