@@ -50,6 +50,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "preemptions_finished": result.finished,
         "stopped": result.stopped,
         "estimate": result.estimate,
+        "at_least": result.at_least,
         "digest": program.digest,
         "findings": [_found_json(found) for found in result.findings],
         "races": [_found_json(found) for found in result.races],
@@ -194,7 +195,10 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
         if result.finished is not None and not result.cut:
             lines.append(f"  no finding within {_count(result.finished, 'preemption')}")
         if result.estimate is not None and not result.cut:
-            lines.append(f"  about {result.estimate:.0e} executions in all (a rough estimate)")
+            least = "" if result.at_least is None else f"at least {result.at_least:,}, "
+            lines.append(
+                f"  {least}about {result.estimate:.0e} executions in all (a rough estimate)"
+            )
     if result.cut:
         lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
     return lines
@@ -290,8 +294,9 @@ class ProgressLine:
         """Show how far the exploration is; called now and then."""
         if result.executions % self.EVERY == 0:
             rate = _rate(result.executions, result.elapsed_s)
+            guess = "" if result.estimate is None else f" of about {result.estimate:.0e}"
             self._bar.update(
                 self._task,
-                description=f"{_count(result.executions, 'execution')}, {rate}/s, "
+                description=f"{_count(result.executions, 'execution')}{guess}, {rate}/s, "
                 f"{_count(len(result.findings), 'finding')}",
             )

@@ -32,6 +32,7 @@ BLAME: Final = (
     "Something outside the choices decides: set iteration, a global, the clock, a random number, "
     "state kept between executions"
 )
+ALL_TRIED: Final = "every choice has been tried"
 PROGRESS: Final = 16  # executions between two calls of what shows the progress
 TRIES: Final = 3  # directed executions per kind of predicted use-after-free
 
@@ -82,7 +83,8 @@ class Result:
     stopped     what ended the search
     shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
-    estimate    of the number of executions in all, None if the strategy knows none
+    estimate    of the number of executions in all, a guess; None if the strategy knows none
+    at_least    how many there are for certain, None likewise
     """
 
     executions: int = 0
@@ -104,6 +106,7 @@ class Result:
     shared_cpu: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
+    at_least: int | None = None
 
     @property
     def classes(self) -> int | None:
@@ -217,7 +220,8 @@ class Explorer:
         while not result.stopped:
             if not self._strategy.begin():
                 result.complete = getattr(self._strategy, "complete", False)
-                result.stopped = "every choice has been tried"
+                result.stopped = ALL_TRIED
+                result.estimate = result.at_least = None
                 break
             run = self._next()
             self._count(run.execution)
@@ -279,7 +283,18 @@ class Explorer:
         elif execution.state is DONE and execution.outcomes:
             result.outcomes[tuple(value for _, value in sorted(execution.outcomes, key=_by))] += 1
         if self._progress is not None and result.executions % PROGRESS == 1:
+            self._look_ahead()
             self._progress(result)
+
+    def _look_ahead(self) -> None:
+        """Ask the strategy how many executions there are, while it has not tried all."""
+        result = self.result
+        if result.stopped == ALL_TRIED:
+            return
+        estimate = getattr(self._strategy, "estimate", None)
+        at_least = getattr(self._strategy, "at_least", None)
+        result.estimate = estimate() if estimate is not None else None
+        result.at_least = at_least() if at_least is not None else None
 
     def _collect(self, run: Run, *, directed: bool) -> None:
         new = [f for f in run.execution.findings if f.key not in self._seen]
@@ -331,8 +346,7 @@ class Explorer:
         result.elapsed_s = time.monotonic() - self._started
         result.finished = getattr(self._strategy, "finished", None)
         if not result.complete:
-            estimate = getattr(self._strategy, "estimate", None)
-            result.estimate = estimate() if estimate is not None else None
+            self._look_ahead()
             result.predicted = [
                 f"use-after-free of a {kind} by {access}, freed by {free}"
                 for kind, access, free in sorted(self._tried.keys() - self._witnessed)

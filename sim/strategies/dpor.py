@@ -23,6 +23,7 @@ from typing import Final, final
 from sim import ops
 from sim.errors import NondeterminismError
 from sim.events import Event
+from sim.strategies.estimate import Tally
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Packed, Step
@@ -58,6 +59,7 @@ class Dpor:
         self._history: Final = History()
         self._races: Final = Races(self._history)
         self._places: Final[list[Place]] = []
+        self._tally: Final = Tally()
         self._at = 0  # steps taken in this execution
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
@@ -69,6 +71,7 @@ class Dpor:
     def begin(self) -> bool:
         if self._begun:
             self._reverse_races()
+            self._tally.ended(len(self._history.steps))
             if not self._backtrack():
                 self.complete = self._races.exact
                 return False
@@ -111,8 +114,21 @@ class Dpor:
             del place.tree[0]
             if place.tree:
                 self.kept = len(steps)
+                self._tally.back(self.kept)
                 return True
         return False
+
+    def estimate(self) -> float | None:
+        """How many executions there are in all: a guess, see `sim.strategies.estimate`."""
+        return self._tally.estimate(self._left())
+
+    def at_least(self) -> int:
+        """How many there are for certain: those begun, and one for every branch that is known."""
+        return self._tally.runs + self._begun + sum(self._left())
+
+    def _left(self) -> list[int]:
+        """By place, how many branches are known and have not been entered."""
+        return [max(0, len(place.tree) - 1) for place in self._places]
 
     def _reverse_races(self) -> None:
         """Put the other order of every new race into a wakeup tree.
