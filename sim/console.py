@@ -273,8 +273,6 @@ def intro(program: Program, strategy: str, seed: int, budget: Budget) -> str:
 class ProgressLine:
     """One line on the terminal that says how far the search is; silent where there is none."""
 
-    EVERY = 64  # executions between two updates
-
     def __init__(self, *, enabled: bool) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"))
         console = Console(stderr=True)
@@ -292,11 +290,10 @@ class ProgressLine:
 
     def show(self, result: Result) -> None:
         """Show how far the exploration is; called now and then."""
-        if result.executions % self.EVERY == 0:
-            rate = _rate(result.executions, result.elapsed_s)
-            guess = "" if result.estimate is None else f" of about {result.estimate:.0e}"
-            self._bar.update(
-                self._task,
-                description=f"{_count(result.executions, 'execution')}{guess}, {rate}/s, "
-                f"{_count(len(result.findings), 'finding')}",
-            )
+        rate = _rate(result.executions, result.elapsed_s)
+        guess = "" if result.estimate is None else f" of about {result.estimate:.0e}"
+        self._bar.update(
+            self._task,
+            description=f"{_count(result.executions, 'execution')}{guess}, {rate}/s, "
+            f"{_count(len(result.findings), 'finding')}",
+        )
