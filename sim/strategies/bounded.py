@@ -86,6 +86,7 @@ class Bounded:
         self._races = Races(self._history)
         self._places = [_Place([], 0, 0)]
         self._at = 0  # steps taken in this execution
+        self._first = (0, 0)  # the thread and value of the first step that is new in it
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
         self._exact = True  # whether all races were found, see `Races`
@@ -107,6 +108,15 @@ class Bounded:
         if not self.kept:
             self._history.boot()
         return True
+
+    def begin_anew(self) -> None:
+        """Prepare to run the execution that has been begun from its start; so from now on."""
+        self.rewinds = False
+        while len(self._history.steps) > self.kept:
+            self._history.pop()
+        del self._places[self.kept + 1 :]
+        self._places[self.kept].turns.append(self._first)
+        self._at = 1
 
     def _next_bound(self) -> bool:
         """Go on to one preemption more; False if there is nothing to be gained."""
@@ -223,7 +233,9 @@ class Bounded:
             if place is None:
                 return None
             self._places.append(place)
-        key, self._value = self._places[at].turns.pop()
+        key, self._value = turn = self._places[at].turns.pop()
+        if at == self.kept:
+            self._first = turn
         thread = _thread(key, alive, able)
         self._history.about(thread)
         return thread

@@ -13,6 +13,7 @@ from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, n
 from sim.memory import Memory
 from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
+from sim.strategies.dpor import Dpor
 from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
 from sim.threads import spawn
@@ -334,3 +335,32 @@ def test_the_estimate_of_random_walks_is_near_the_number_of_interleavings() -> N
     result = Explorer(counter(2, 2), RandomWalk(0), Budget(executions=4000)).explore()
 
     assert result.estimate == pytest.approx(exact, rel=0.1)
+
+
+# -- what is shared outside of cells ---------------------------------------------------------------
+
+
+@workload()
+async def keeps_a_list(memory: Memory) -> None:
+    """Its threads share a list: going back does not put that back."""
+    shared = memory.static(Shared)
+    seen: list[int] = []
+
+    async def counts(name: str) -> None:
+        seen.append(len(seen))
+        value = await READ_ONCE(shared.flag)
+        await WRITE_ONCE(shared.flag, value + 1)
+        if len(seen) > 2:
+            raise MisuseError(f"{name}: the list was not put back")
+
+    for name in ("one", "other"):
+        await spawn(counts, name, name=name)
+
+
+@pytest.mark.parametrize("strategy", [Dpor(), Bounded(2)], ids=["dpor", "bounded"])
+def test_executions_start_anew_where_going_back_fails(strategy: Dpor | Bounded) -> None:
+    result = explore(keeps_a_list, strategy)
+
+    assert result.complete
+    assert not result.findings
+    assert strategy.rewinds is False
