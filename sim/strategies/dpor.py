@@ -26,7 +26,7 @@ from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Packed, Step
-from sim.strategies.wakeup import NO_VALUES, Branch, Place
+from sim.strategies.wakeup import NO_VALUES, Branch, Place, pack_tree, unpack_tree
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
@@ -41,7 +41,8 @@ class Dpor:
     kept      how many steps the next execution has in common with the one before, the start of
               the main thread included; 0: it begins anew
     floor     the number of steps at the beginning that are for others to vary; what has to happen
-              before one of them is exported: where, which steps, and the last of them
+              before one of them, and did not sleep there when this search began, is exported:
+              where, which steps, and the last of them
     rewinds   whether whoever runs the executions goes back to those steps, and does not run them
               again
     """
@@ -136,8 +137,11 @@ class Dpor:
     def _insert(self, index: int, last: Branch) -> bool:
         """See to it that `last` is taken before step `index`; False if that is asleep."""
         sequence = self._history.after(index)
+        place = self._places[index]
         if index >= self.floor:
-            return self._places[index].insert(sequence, last)
+            return place.insert(sequence, last)
+        if place.sleeps(sequence, last):
+            return False
         steps = [step.packed() for step in sequence]
         self.exports.append([index, steps, last.packed()])
         return True
@@ -151,20 +155,24 @@ class Dpor:
         and the floor.
         """
         sleeping = [[step.packed() for step in place.sleeping] for place in self._places]
-        tree = [branch.packed() for branch in self._places[0].tree]
+        tree = pack_tree(self._places[0].tree)
         return [self.kept, sleeping[: self.kept + 1], tree, self.floor]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Dpor:
         """A search that goes on where the one that was :meth:`packed` had come."""
-        kept, sleeping, tree, floor = packed
+        _, sleeping, tree, floor = packed
         search = cls(floor)
-        branches = [Branch.unpacked(one) for one in tree]
+        branches = unpack_tree(tree)
         for asleep in sleeping:
             search._places.append(Place([Step.unpacked(step) for step in asleep], branches))
             branches = branches[0].children if branches else []
-        del kept
         return search
+
+    def led(self) -> Packed | None:
+        """The step that led to the floor, as it was taken; None if none was."""
+        steps = self._history.steps
+        return steps[self.floor - 1].packed() if 0 < self.floor <= len(steps) else None
 
     # -- one execution -------------------------------------------------------------------------
 

@@ -25,17 +25,42 @@ class Branch:
         self.children: list[Branch] = []
 
     def packed(self) -> Packed:
-        """The branch and all below it as plain data."""
-        below = [branch.packed() for branch in self.children]
-        return [self.step.packed(), list(self.values), below]
+        """The branch as plain data, without what is to follow."""
+        return [self.step.packed(), list(self.values)]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Branch:
         """The branch that was :meth:`packed`."""
-        step, values, below = packed
-        branch = cls(Step.unpacked(step), tuple(values))
-        branch.children = [cls.unpacked(one) for one in below]
-        return branch
+        step, values = packed
+        return cls(Step.unpacked(step), tuple(values))
+
+
+def pack_tree(branches: Sequence[Branch]) -> Packed:
+    """Branches and all below them: each before its children, with the number of these.
+
+    Flat, for a tree is as deep as an execution is long, and neither Python nor JSON nests so far.
+    """
+    found = []
+    left = list(reversed(branches))
+    while left:
+        branch = left.pop()
+        found.append([*branch.packed(), len(branch.children)])
+        left += reversed(branch.children)
+    return found
+
+
+def unpack_tree(packed: Packed) -> list[Branch]:
+    """The branches that went into :func:`pack_tree`."""
+    top: list[Branch] = []
+    above = [(top, -1)]  # lists that are being filled, and how many branches each still lacks
+    for step, values, children in packed:
+        while not above[-1][1]:
+            above.pop()
+        siblings, lacking = above[-1]
+        above[-1] = siblings, lacking - 1
+        siblings.append(Branch.unpacked([step, values]))
+        above.append((siblings[-1].children, children))
+    return top
 
 
 @final
@@ -52,17 +77,22 @@ class Place:
         self.sleeping = sleeping
         self.tree = tree
 
+    def sleeps(self, sequence: Sequence[Step], last: Branch) -> bool:
+        """Whether all that begins with `sequence` and `last` has been explored."""
+        return any(
+            initial(asleep, asleep.values, sequence, last) is not None for asleep in self.sleeping
+        )
+
     def insert(self, sequence: list[Step], last: Branch) -> bool:
         """See to it that `sequence` and then `last` are taken; False if that is asleep."""
-        for asleep in self.sleeping:
-            if _initial(asleep, asleep.values, sequence, last) is not None:
-                return False
+        if self.sleeps(sequence, last):
+            return False
         tree = self.tree
         following = True
         while following:
             following = False
             for branch in tree:
-                found = _initial(branch.step, branch.values, sequence, last)
+                found = initial(branch.step, branch.values, sequence, last)
                 if found is None:
                     continue
                 if not branch.children or found == len(sequence):
@@ -80,7 +110,7 @@ class Place:
         return True
 
 
-def _initial(
+def initial(
     step: Step, values: tuple[int, ...], sequence: Sequence[Step], last: Branch
 ) -> int | None:
     """Whether `step` can come first in `sequence` and `last`: where it is, -1 if it is not there.
