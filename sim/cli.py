@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -40,7 +38,7 @@ from sim.console import (
 )
 from sim.errors import InternalError, MisuseError, NondeterminismError, UsageError
 from sim.execution import DEFAULT_MAX_STEPS
-from sim.explore import BLAME, Budget, Explorer, Found, Result
+from sim.explore import BLAME, Budget, Found, Result
 from sim.matrix import read_matrix, search, select
 from sim.matrix_table import (
     check_page,
@@ -51,9 +49,11 @@ from sim.matrix_table import (
     write_page,
 )
 from sim.options import (
+    Cluster,
     Depth,
     Fast,
     HostName,
+    JobsOption,
     Json,
     KeepGoing,
     Kernel,
@@ -66,6 +66,7 @@ from sim.options import (
     Out,
     Params,
     Preemptions,
+    Resume,
     Seed,
     StrategyName,
     With,
@@ -79,11 +80,12 @@ from sim.options import (
 from sim.record import builder, ensure_out, header_of, program_of, record, trace_path
 from sim.report.columns import render_columns
 from sim.report.splat import render_splat, render_splats
+from sim.session import Search, Sharing, searching
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
-from sim.threads import Running
 from sim.trace.reader import read_trace
 from sim.trace.replay import replay as replay_trace
+from sim.watch import watch, watched
 from sim.workload import known
 
 app = typer.Typer(
@@ -91,7 +93,6 @@ app = typer.Typer(
 )
 
 DEFAULT_OUT = Path(".rcusim")
-STUCK_S = 60  # a single execution that takes this long is stuck between two operations
 
 
 @app.command("list")
@@ -132,6 +133,9 @@ def explore(
     host: HostName = "direct",
     out: Out = DEFAULT_OUT,
     keep_going: KeepGoing = False,
+    resume: Resume = False,
+    jobs: JobsOption = None,
+    cluster: Cluster = "",
     json_output: Json = False,
 ) -> None:
     """Run a workload under many interleavings; report races and write their traces."""
@@ -157,10 +161,18 @@ def explore(
             typer.echo(render_splat(shown[0]))
         return str(path)
 
-    explorer = Explorer(
-        program, chosen, budget, host=drive, keep_going=keep_going, on_found=on_found
-    )
-    result = _explore(explorer, quiet=json_output)
+    with searching(
+        program,
+        chosen,
+        budget,
+        out,
+        host=drive,
+        keep_going=keep_going,
+        on_found=on_found,
+        resume=resume,
+        sharing=Sharing(jobs, cluster),
+    ) as search:
+        result = _explore(search, quiet=json_output)
     if json_output:
         options = {"strategy": strategy, "seed": seed, "max_duration_s": max_duration}
         _print_json(result_json(program, options, result))
@@ -169,18 +181,18 @@ def explore(
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _explore(explorer: Explorer, *, quiet: bool) -> Result:
-    """Run `explorer` under a progress line; Ctrl-C ends it with what was done."""
+def _explore(search: Search, *, quiet: bool) -> Result:
+    """Run `search` under a progress line; Ctrl-C ends it with what was done."""
     with ProgressLine(enabled=not quiet) as line:
 
         def progress(result: Result) -> None:
-            _watch()
+            watch()
             line.show(result)
 
         try:
-            return explorer.explore(progress)
+            return search.explore(progress)
         except KeyboardInterrupt:
-            return explorer.interrupted()
+            return search.interrupted()
 
 
 @app.command()
@@ -215,7 +227,7 @@ def run(
         header = header_of(program, "choices", None, 1)
     strategy.begin()
     path = out / f"{program.workload.name}-run.jsonl"
-    _watch()
+    watch()
     trace = record(program, strategy, header, path, max_steps=max_steps, host=drive)
     findings = [f for f in trace.findings if f.decides]
     verdict = "finding" if findings else "inconclusive"
@@ -244,7 +256,7 @@ def replay(
     """Make the choices of a trace again; every step must be the same, byte for byte."""
     drive = host_for(host)
     trace = read_trace(path)
-    _watch()
+    watch()
     divergence = replay_trace(trace, builder(program_of(trace, name)), drive)
     verdict = "diverged" if divergence else "agrees"
     if json_output:
@@ -302,7 +314,7 @@ def matrix(
         try:
             for row in rows:
                 line.update(Text(row_title(row)))
-                outcomes.append(search(row, seed, max_executions, lambda _: _watch()))
+                outcomes.append(search(row, seed, max_executions, watch))
         except KeyboardInterrupt:
             pass
     said = conclusion(outcomes, len(rows))
@@ -335,7 +347,7 @@ def _print_json(value: Any) -> None:
 
 def main() -> NoReturn:
     """The ``rcusim`` command."""
-    signal.signal(signal.SIGALRM, _stuck)
+    watched()
     try:
         left = app(standalone_mode=False)
         code = left if isinstance(left, int) else EXIT_PROVED
@@ -363,19 +375,6 @@ def main() -> NoReturn:
             "please report it with the command; RCUSIM_DEBUG=1 shows where",
         )
     sys.exit(code)
-
-
-def _watch() -> None:
-    """Give the execution that begins now STUCK_S seconds."""
-    signal.setitimer(signal.ITIMER_REAL, STUCK_S)
-
-
-def _stuck(_signal: int, _frame: FrameType | None) -> None:
-    thread = Running.thread
-    cure = "make the workload smaller, or lower --max-steps"
-    if thread is not None:
-        cure = f"thread {thread.name} runs without reaching an operation: await one in its loop"
-    raise MisuseError(f"one execution has taken {STUCK_S} s; {cure}")
 
 
 def _fail(code: int, message: str) -> int:
