@@ -20,7 +20,8 @@ from sim.explore import Explorer, Keep
 from sim.pools import Pool
 from sim.slices import Limits, Slice, run_slice, spec_of
 from sim.strategies.dpor import Dpor
-from sim.strategies.frontier import Frontier, Unit
+from sim.strategies.frontier import Frontier
+from sim.strategies.units import Unit
 from sim.totals import COMPLETE, FOUND, Budget, Result, Totals
 from sim.workload import Program
 
@@ -170,7 +171,7 @@ class Jobs:
 
     def _take(self, unit: Unit, part: Slice) -> None:
         totals = self.totals
-        self._frontier.done_with(unit, part.led, part.exports, part.left)
+        self._frontier.done_with(unit, part.report)
         totals.add(part.result)
         choices = {finding.key: made for finding, made in part.findings}
         for finding in totals.new(finding for finding, _ in part.findings):

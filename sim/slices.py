@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Final, final
 
@@ -15,6 +15,7 @@ from sim.events import Finding
 from sim.explore import Explorer
 from sim.strategies.dpor import Dpor
 from sim.strategies.steps import Packed
+from sim.strategies.units import Report
 from sim.totals import COMPLETE, Budget, Predicted, Result, plain
 from sim.watch import rest, watch
 from sim.workload import Program, find
@@ -46,15 +47,13 @@ class Slice:
     result     counts; not: findings
     findings   each with the choices that lead to it
     predicted  use-after-frees, with the choices before the access
-    led, exports, left  see `Frontier.done_with`
+    report     for the frontier
     """
 
     result: Result
-    findings: list[tuple[Finding, tuple[int, ...]]] = field(default_factory=list)
-    predicted: list[tuple[Predicted, tuple[int, ...]]] = field(default_factory=list)
-    led: Packed | None = None
-    exports: list[Packed] = field(default_factory=list)
-    left: Packed | None = None
+    findings: list[tuple[Finding, tuple[int, ...]]]
+    predicted: list[tuple[Predicted, tuple[int, ...]]]
+    report: Report
 
 
 def spec_of(program: Program) -> str:
@@ -111,4 +110,5 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
     for values, n in result.outcomes.items():
         counts.outcomes[plain(values)] += n
     findings = [(one.finding, one.choices) for one in found]
-    return Slice(counts, findings, explorer.predicted, strategy.led(), strategy.exports, left)
+    report = Report(strategy.led(), strategy.exports, strategy.explored(), left)
+    return Slice(counts, findings, explorer.predicted, report)

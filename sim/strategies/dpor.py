@@ -26,7 +26,15 @@ from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Packed, Step
-from sim.strategies.wakeup import NO_VALUES, Branch, Place, pack_tree, unpack_tree
+from sim.strategies.wakeup import (
+    NO_VALUES,
+    Branch,
+    Explored,
+    Place,
+    pack_explored,
+    pack_tree,
+    unpack_tree,
+)
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
@@ -106,10 +114,14 @@ class Dpor:
         """Go back to the last place from which something is left to do."""
         steps, places = self._history.steps, self._places
         while len(steps) > self.floor:
+            below = places[len(steps)].explored
             del places[len(steps) :]
             place = places[-1]
-            place.sleeping.append(self._history.pop())
-            del place.tree[0]
+            step = self._history.pop()
+            place.sleeping.append(step)
+            branch = place.tree.pop(0)
+            if self.floor:
+                place.explored.append(Explored(step, below if branch.inner else None))
             if place.tree:
                 self.kept = len(steps)
                 self._open = [entry for entry in self._open if entry[0] < self.kept]
@@ -168,6 +180,21 @@ class Dpor:
             search._places.append(Place([Step.unpacked(step) for step in asleep], branches))
             branches = branches[0].children if branches else []
         return search
+
+    def explored(self) -> list[Packed]:
+        """What has been explored from the floor on, at places that orders from elsewhere can reach.
+
+        They go through inner branches: one list for each place of the current path, as far as its
+        branches are inner, that at the floor first (`pack_explored`).
+        """
+        found = []
+        for above, place in zip(
+            self._places[self.floor - 1 :], self._places[self.floor :], strict=False
+        ):
+            if not above.tree or not above.tree[0].inner:
+                break
+            found.append(pack_explored(place.explored))
+        return found
 
     def led(self) -> Packed | None:
         """The step that led to the floor, as it was taken; None if none was."""
@@ -248,6 +275,8 @@ class Dpor:
         place = self._places[self._at - 1]
         if not place.tree:
             place.tree.append(Branch(step, NO_VALUES))
+        elif place.tree[0].children:
+            place.tree[0].inner = True
         if len(self._places) > self._at:
             return  # known from a search that this one goes on with
         asleep = [

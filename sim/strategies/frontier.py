@@ -1,8 +1,8 @@
 """The tree of a complete search, shared out: which parts of it are left, and for whom.
 
 Optimal DPOR (`sim.strategies.dpor`) walks the tree of executions depth first.  Here the same tree
-is cut into *units*: a unit is a leaf of a wakeup tree, with all that may follow it.  Whoever
-explores a unit is a search of its own, with a floor (`Dpor.floor`) behind the leaf.  It comes
+is cut into *units*: a unit is a branch of a wakeup tree, with all that may follow it.  Whoever
+explores a unit is a search of its own, with a floor (`Dpor.floor`) behind the branch.  It comes
 back with the orders that concern places above the floor, which belong to this module, and with
 what it has not come to: places further down, whose branches are units again.
 
@@ -15,7 +15,8 @@ that, and tries again with other steps behind, as ever); the branches claimed af
 followed as if they were in the tree still.  Below a leaf nothing sleeps at first, so there
 nothing that comes from elsewhere can be missing, and following ends.  It does not end at inner
 branches: in the place behind one something may sleep that keeps the search there from finding
-all by itself.
+all by itself.  So what has been explored behind inner branches is remembered, as long as an order
+may come from what lies before them.
 
 Of a leaf, two things are known only when its step has been taken: the values that it is given,
 and whether it is fatal.  Until then no other branch of the place is claimed.
@@ -23,78 +24,22 @@ and whether it is fatal.  Until then no other branch of the place is claimed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final, final
 
 from sim.strategies.steps import Packed, Step
+from sim.strategies.units import (
+    Claim,
+    Node,
+    Report,
+    Unit,
+    alive,
+    claims_of,
+    pack_claim,
+    search_of,
+    taken_by,
+)
 from sim.strategies.wakeup import Branch, Place, initial, pack_tree, unpack_tree
-
-
-@final
-class Claim:
-    """A branch that has been claimed at a place.
-
-    step   as it is to be taken, or was
-    node   the place behind it, if orders from elsewhere may have to go there, or something is
-           left to do there
-    inner  whether orders from elsewhere go through it; else it ends them, for it is in good hands
-    """
-
-    __slots__ = ("inner", "node", "step")
-
-    def __init__(self, step: Step, *, inner: bool) -> None:
-        self.step = step
-        self.inner: Final = inner
-        self.node: Node | None = None
-
-
-@final
-class Node:
-    """A place of the search's tree.
-
-    parent  the place one step before, None: the root; nth: which of its claims leads here
-    asleep  what sleeps here from the start
-    claims  the branches that were claimed, in order
-    tree    the branches that are left
-    busy    whether the last claim is a leaf whose step has not been taken yet
-    """
-
-    __slots__ = ("asleep", "busy", "claims", "depth", "nth", "parent", "tree")
-
-    def __init__(
-        self, parent: Node | None, nth: int, asleep: list[Step], tree: list[Branch]
-    ) -> None:
-        self.parent: Final = parent
-        self.nth: Final = nth
-        self.depth: Final[int] = 0 if parent is None else parent.depth + 1
-        self.asleep: Final = asleep
-        self.claims: Final[list[Claim]] = []
-        self.tree: Final = tree
-        self.busy = False
-
-    def asleep_for(self, nth: int) -> list[Step]:
-        """What sleeps here for the claim of that number."""
-        return [*self.asleep, *(claim.step for claim in self.claims[:nth])]
-
-    def path(self) -> list[Node]:
-        """The nodes from the root to this one."""
-        node: Node | None = self
-        path = []
-        while node is not None:
-            path.append(node)
-            node = node.parent
-        return path[::-1]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """A claimed leaf; `packed` is the search of what may follow it (`Dpor.unpacked`)."""
-
-    node: Node
-    branch: Branch
-    packed: Packed
 
 
 @final
@@ -106,6 +51,7 @@ class Frontier:
 
     def __init__(self) -> None:
         self.units: Final[dict[Unit, None]] = {}
+        self._again: Final[list[Unit]] = []  # whose workers are gone
         self._root: Node | None = None
         self._levels: Final[list[dict[Node, None]]] = []  # by depth: nodes that can be claimed from
 
@@ -113,7 +59,7 @@ class Frontier:
     def of(cls, search: Packed) -> Frontier:
         """Of a whole search (`Dpor.packed`)."""
         frontier = cls()
-        frontier._grow(None, search)
+        frontier._grow(None, search, [])
         return frontier
 
     @property
@@ -123,157 +69,166 @@ class Frontier:
 
     def free(self) -> int:
         """At how many places something can be claimed."""
-        return sum(map(len, self._levels))
+        return len(self._again) + sum(map(len, self._levels))
 
     # -- units go and come back --------------------------------------------------------------------
 
     def claim(self) -> Unit | None:
-        """A leaf to explore: at a place that has as few steps before it as any."""
-        while True:
-            level = next((level for level in self._levels if level), None)
-            if level is None:
-                return None
-            node = next(iter(level))
-            branch = node.tree.pop(0)
-            if branch.children and not branch.step.fatal:
-                self._enter(node, branch)
-                continue
-            node.claims.append(Claim(_taken(branch), inner=False))
-            node.busy = True
-            self._note(node)
-            unit = Unit(node, branch, _packed(node, branch))
+        """A branch to explore: at a place that has as few steps before it as any."""
+        if self._again:
+            unit = self._again.pop()
             self.units[unit] = None
             return unit
-
-    def _enter(self, node: Node, branch: Branch) -> None:
-        """Claim an inner branch: its branches are those of the place behind it."""
-        step = _taken(branch)
-        asleep = [
-            other
-            for other in node.asleep_for(len(node.claims))
-            if other.key != step.key and not other.meets(step)
-        ]
-        claim = Claim(step, inner=True)
-        claim.node = Node(node, len(node.claims), asleep, branch.children)
+        level = next((level for level in self._levels if level), None)
+        if level is None:
+            return None
+        node = next(iter(level))
+        branch = node.tree.pop(0)
+        claim = Claim(taken_by(branch), inner=bool(branch.children) and not branch.step.fatal)
+        nth = len(node.claims)
         node.claims.append(claim)
-        self._note(claim.node)
+        node.busy = not claim.inner
+        unit = Unit(node, nth, branch, search_of(node, nth, branch))
+        claim.unit = unit
+        self.units[unit] = None
         self._note(node)
+        return unit
 
     def give_back(self, unit: Unit) -> None:
-        """Whoever explored it is gone: it is as if it had never been claimed."""
-        node = unit.node
-        node.tree.insert(0, unit.branch)
-        del node.claims[-1]
-        node.busy = False
+        """Whoever explored it is gone: the next one to claim something gets it."""
         del self.units[unit]
-        self._note(node)
+        self._again.append(unit)
 
-    def done_with(
-        self, unit: Unit, led: Packed | None, exports: Sequence[Packed], left: Packed | None
-    ) -> None:
-        """A unit has come back.
-
-        led      the leaf's step, as it was taken (`Dpor.led`); None: it was not
-        exports  orders for places above its floor
-        left     the search of what it has not come to (`Dpor.packed`); None: nothing is left
-        """
-        node = unit.node
-        nths = [below.nth for below in node.path()[1:]] + [len(node.claims) - 1]
-        if led is not None:
-            node.claims[-1].step = Step.unpacked(led)
-        node.busy = False
+    def done_with(self, unit: Unit, report: Report) -> None:
+        """A unit has come back."""
+        node, claim = unit.node, unit.claim
         del self.units[unit]
+        claim.unit = None
+        if not claim.inner:
+            node.busy = False
+            if report.led is not None:
+                claim.step = Step.unpacked(report.led)
         path = node.path()
-        for index, sequence, last in exports:
+        nths = [*(below.nth for below in path[1:]), unit.nth]
+        for index, sequence, last in report.exports:
             steps = [Step.unpacked(one) for one in sequence]
             self._insert(path[index], nths[index] + 1, steps, Branch.unpacked(last))
-        if left is not None:
-            self._grow(node, left)
+        if report.left is not None:
+            self._grow(unit, report.left, report.explored)
+        elif claim.inner and report.explored:
+            claim.past = report.explored[0]
+        mail, claim.mail = claim.mail, []
+        for steps, last in mail:
+            self._insert(self._behind(node, unit.nth), 0, steps, last)
         self._note(node)
+        self._forget()
 
     def _insert(self, node: Node, nth: int, sequence: list[Step], last: Branch) -> None:
         """See to it that `sequence` and then `last` are taken, behind claim `nth` or later."""
-        following = True
-        while following:
-            following = False
-            for claim in node.claims[nth:]:
-                found = initial(claim.step, claim.step.values, sequence, last)
-                if found is None:
-                    continue
-                if not claim.inner or found == len(sequence):
-                    return
-                if found >= 0:
-                    del sequence[found]
-                assert claim.node is not None
-                node, nth = claim.node, 0
-                following = True
+        while True:
+            found, at = None, nth
+            while found is None and at < len(node.claims):
+                step = node.claims[at].step
+                found = initial(step, step.values, sequence, last)
+                at += found is None
+            if found is None:
                 break
+            claim = node.claims[at]
+            if not claim.inner or found == len(sequence):
+                return
+            if found >= 0:
+                del sequence[found]
+            if claim.unit is not None:
+                claim.mail.append((sequence, last))
+                return
+            node, nth = self._behind(node, at), 0
         Place([], node.tree).insert(sequence, last)
         self._note(node)
 
-    def _grow(self, node: Node | None, packed: Packed) -> None:
+    def _behind(self, node: Node, nth: int) -> Node:
+        """The place behind an inner claim that nobody explores now."""
+        claim = node.claims[nth]
+        if claim.node is None:
+            asleep = node.asleep_for(nth)
+            step = claim.step
+            left = [one for one in asleep if one.key != step.key and not one.meets(step)]
+            claim.node = Node(node, nth, left, [])
+            claim.node.claims.extend(claims_of(claim.past))
+            claim.past = []
+        return claim.node
+
+    def _grow(self, unit: Unit | None, packed: Packed, explored: list[Packed]) -> None:
         """Add the places that a search has from its floor on, one below the other."""
         _, sleeping, tree, floor = packed
         branches = unpack_tree(tree)
+        node = None if unit is None else unit.node
+        nth = 0 if unit is None else unit.nth
         for depth, asleep in enumerate(sleeping):
             onward = branches.pop(0) if depth + 1 < len(sleeping) else None
             if depth >= floor:
-                nth = 0 if node is None else len(node.claims) - 1
-                below = Node(node, nth, [Step.unpacked(one) for one in asleep], branches)
+                reached = depth - floor < len(explored)
+                past = claims_of(explored[depth - floor]) if reached else []
+                before = [Step.unpacked(one) for one in asleep[: len(asleep) - len(past)]]
+                below = Node(node, nth, before, branches)
+                below.claims.extend(past)
                 if node is None:
                     self._root = below
                 else:
-                    node.claims[-1].node = below
+                    node.claims[nth].node = below
+                node, nth = below, len(past)
                 if onward is not None:
-                    below.claims.append(Claim(_taken(onward), inner=False))
-                node = below
+                    inner = depth + 1 - floor < len(explored)
+                    node.claims.append(Claim(taken_by(onward), inner=inner))
+                self._note(node)
             branches = [] if onward is None else onward.children
-        while node is not None and node.depth >= floor:
-            self._note(node)
-            node = node.parent
 
     # -- what is left ------------------------------------------------------------------------------
 
     def _note(self, node: Node) -> None:
-        """Note whether branches of `node` can be claimed, and whether it is needed."""
+        """Note whether branches of `node` can be claimed."""
         while len(self._levels) <= node.depth:
             self._levels.append({})
         level = self._levels[node.depth]
-        free = bool(node.tree) and not node.busy
-        if free:
+        if node.tree and not node.busy:
             level[node] = None
         else:
             level.pop(node, None)
-        self._forget(node)
 
-    def _forget(self, node: Node) -> None:
-        """Forget places where nothing is left to do, and nothing can come from elsewhere."""
-        while node.parent is not None and not node.tree and not node.busy:
-            claim = node.parent.claims[node.nth]
-            if claim.inner or any(below.node is not None for below in node.claims):
-                return
-            claim.node = None
-            node = node.parent
+    def _forget(self) -> None:
+        """Forget what was explored before all that is left: no order comes from there."""
+        node = self._root
+        while node is not None:
+            onward = None
+            while node.past < len(node.claims):
+                claim = node.claims[node.past]
+                if claim.unit is not None or (claim.node is not None and alive(claim.node)):
+                    onward = claim.node
+                    break
+                claim.node, claim.past = None, []
+                node.past += 1
+            node = onward
 
     # -- as plain data -----------------------------------------------------------------------------
 
     def packed(self) -> Packed:
         """All that is left, units in other hands included."""
-        claimed = {unit.node: unit.branch for unit in self.units}
         numbers: dict[Node, int] = {}
         found: Packed = []
         for node in self._nodes():
             parent = None if node.parent is None else numbers[node.parent]
             numbers[node] = len(numbers)
-            busy = [claimed[node]] if node.busy else []
-            claims = node.claims[:-1] if node.busy else node.claims
+            tree, claims = node.tree, node.claims
+            if node.busy:
+                unit = claims[-1].unit
+                assert unit is not None
+                tree, claims = [unit.branch, *tree], claims[:-1]
             found.append(
                 [
                     parent,
                     node.nth,
                     [step.packed() for step in node.asleep],
-                    [[claim.step.packed(), claim.inner] for claim in claims],
-                    pack_tree([*busy, *node.tree]),
+                    [pack_claim(claim) for claim in claims],
+                    pack_tree(tree),
                 ]
             )
         return found
@@ -283,18 +238,29 @@ class Frontier:
         """The frontier that was :meth:`packed`."""
         frontier = cls()
         nodes: list[Node] = []
+        units: list[tuple[Node, int, Packed, Packed]] = []
         for above, nth, asleep, claims, tree in packed:
             parent = None if above is None else nodes[above]
             node = Node(parent, nth, [Step.unpacked(one) for one in asleep], unpack_tree(tree))
-            for step, inner in claims:
-                node.claims.append(Claim(Step.unpacked(step), inner=inner))
+            for at, (step, inner, past, left, mail) in enumerate(claims):
+                claim = Claim(Step.unpacked(step), inner=inner)
+                claim.past = past
+                node.claims.append(claim)
+                if left is not None:
+                    units.append((node, at, left, mail))
             if parent is None:
                 frontier._root = node
             else:
                 parent.claims[nth].node = node
             nodes.append(node)
-        for node in reversed(nodes):
             frontier._note(node)
+        for node, at, left, mail in units:  # what was in other hands
+            behind = frontier._behind(node, at)
+            behind.tree.extend(unpack_tree(left))
+            frontier._note(behind)
+            for sequence, last in mail:
+                steps = [Step.unpacked(one) for one in sequence]
+                frontier._insert(behind, 0, steps, Branch.unpacked(last))
         return frontier
 
     def whole(self) -> Packed | None:
@@ -322,23 +288,3 @@ class Frontier:
             node = left.pop()
             yield node
             left += [claim.node for claim in node.claims if claim.node is not None]
-
-
-def _taken(branch: Branch) -> Step:
-    """The step of a branch, as it is to be taken."""
-    step = Step.unpacked(branch.step.packed())
-    step.values = branch.values
-    return step
-
-
-def _packed(node: Node, branch: Branch) -> Packed:
-    """The search of a leaf of a node, its floor behind it."""
-    sleeping = [node.asleep_for(len(node.claims) - 1)]
-    for below in reversed(node.path()[1:]):
-        assert below.parent is not None
-        onward = Branch(step := below.parent.claims[below.nth].step, step.values)
-        onward.children = [branch]
-        branch = onward
-        sleeping.append(below.parent.asleep_for(below.nth))
-    shown = [[step.packed() for step in steps] for steps in reversed(sleeping)]
-    return [node.depth, shown, pack_tree([branch]), node.depth + 1]

@@ -15,14 +15,18 @@ NO_VALUES: Final[tuple[int, ...]] = ()
 
 @final
 class Branch:
-    """A step to take from some place on, and what is to follow it: a node of a wakeup tree."""
+    """A step to take from some place on, and what is to follow it: a node of a wakeup tree.
 
-    __slots__ = ("children", "step", "values")
+    inner  whether something was to follow it when it was taken
+    """
+
+    __slots__ = ("children", "inner", "step", "values")
 
     def __init__(self, step: Step, values: tuple[int, ...]) -> None:
         self.step: Final = step
         self.values = values
         self.children: list[Branch] = []
+        self.inner = False
 
     def packed(self) -> Packed:
         """The branch as plain data, without what is to follow."""
@@ -64,18 +68,43 @@ def unpack_tree(packed: Packed) -> list[Branch]:
 
 
 @final
+class Explored:
+    """A branch that has been explored: its step, and of an inner one what was, behind it."""
+
+    __slots__ = ("below", "inner", "step")
+
+    def __init__(self, step: Step, below: list[Explored] | None) -> None:
+        self.step: Final = step
+        self.inner: Final = below is not None
+        self.below: Final = below or []
+
+
+def pack_explored(explored: Sequence[Explored]) -> Packed:
+    """What was explored, flat as in :func:`pack_tree`; -1 in place of the number: no inner one."""
+    found = []
+    left = list(reversed(explored))
+    while left:
+        one = left.pop()
+        found.append([one.step.packed(), len(one.below) if one.inner else -1])
+        left += reversed(one.below)
+    return found
+
+
+@final
 class Place:
     """A place in the current execution, between two steps.
 
     sleeping  steps that have been explored from here or further up, and nothing woke since
     tree      what is to be explored from here; the first is being explored
+    explored  if asked for: what has been explored from here, and so on below (see `Explored`)
     """
 
-    __slots__ = ("sleeping", "tree")
+    __slots__ = ("explored", "sleeping", "tree")
 
     def __init__(self, sleeping: list[Step], tree: list[Branch]) -> None:
         self.sleeping = sleeping
         self.tree = tree
+        self.explored: list[Explored] = []
 
     def sleeps(self, sequence: Sequence[Step], last: Branch) -> bool:
         """Whether all that begins with `sequence` and `last` has been explored."""
