@@ -1,4 +1,4 @@
-"""Places, claims and units: what the tree of a shared search (`sim.strategies.frontier`) is made of."""
+"""Places, claims and units: the parts of a shared search (see `sim.strategies.frontier`)."""
 
 from __future__ import annotations
 
