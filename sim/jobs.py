@@ -73,13 +73,15 @@ class Jobs:
                     result.stopped = COMPLETE if result.complete else totals.over_budget()
                     break
                 if not self._absorb(progress):
-                    executor.shutdown(wait=False, cancel_futures=True)
+                    executor.shutdown(wait=False)
                     executor = self._pool.executor()
                 if spent := totals.over_budget():
                     self._settle(progress)
                     self._stop(spent)
         finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+            for future in self._running:
+                future.cancel()
+            executor.shutdown(wait=True)
         totals.finish()
         if self._keep is not None:
             over = result.stopped in (COMPLETE, FOUND)

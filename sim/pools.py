@@ -91,6 +91,5 @@ def dask(client: Any, own: list[Any]) -> Pool:
         for one in (client, *own):
             one.close()
 
-    # A slice counts when it comes back, so it does not matter how often it is tried; `pure` would
-    # make one of two slices that look the same.
-    return Pool(lambda: client.get_executor(pure=False, retries=3), max(workers, 1), close)
+    # `pure` would make one of two slices that look the same.
+    return Pool(lambda: client.get_executor(pure=False), max(workers, 1), close)
