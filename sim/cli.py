@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -86,7 +87,7 @@ from sim.strategies.replay import Choices
 from sim.trace.reader import read_trace
 from sim.trace.replay import replay as replay_trace
 from sim.watch import watch, watched
-from sim.workload import known
+from sim.workload import Program, known
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -147,20 +148,8 @@ def explore(
     if not json_output:
         typer.echo(intro(program, strategy, seed, budget))
 
-    def on_found(found: Found) -> str:
-        finding = found.finding
-        path = trace_path(program, finding.kind, finding.title, out)
-        header = header_of(program, strategy, seed, found.number)
-        trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
-        found_in = [(r, (r.kind, r.title, tuple(sorted(r.threads)))) for r in trace.findings]
-        shown = [r for r, key in found_in if key == finding.key]
-        if not shown:
-            told = f"the same choices show {finding.title!r} in one run and not in another"
-            raise NondeterminismError(f"{told}.  {BLAME}")
-        if not json_output and finding.decides:
-            typer.echo(render_splat(shown[0]))
-        return str(path)
-
+    told = not json_output
+    on_found = _writer(program, out, max_steps, strategy=strategy, seed=seed, told=told)
     with searching(
         program,
         chosen,
@@ -179,6 +168,28 @@ def explore(
     else:
         typer.echo("\n".join(summary(program, result)))
     raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _writer(
+    program: Program, out: Path, max_steps: int, *, strategy: str, seed: int, told: bool
+) -> Callable[[Found], str]:
+    """Writes the trace of a finding; if `told`, prints what was found."""
+
+    def on_found(found: Found) -> str:
+        finding = found.finding
+        path = trace_path(program, finding.kind, finding.title, out)
+        header = header_of(program, strategy, seed, found.number)
+        trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
+        found_in = [(r, (r.kind, r.title, tuple(sorted(r.threads)))) for r in trace.findings]
+        shown = [r for r, key in found_in if key == finding.key]
+        if not shown:
+            told_twice = f"the same choices show {finding.title!r} in one run and not in another"
+            raise NondeterminismError(f"{told_twice}.  {BLAME}")
+        if told and finding.decides:
+            typer.echo(render_splat(shown[0]))
+        return str(path)
+
+    return on_found
 
 
 def _explore(search: Search, *, quiet: bool) -> Result:
