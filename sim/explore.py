@@ -249,7 +249,7 @@ class Explorer:
         """What is left of the search when it has been stopped; None: nothing."""
         if self.result.stopped in (COMPLETE, FOUND):
             return None
-        return self._left() if self._strategy.begin() else []
+        return self._left() if self._strategy.begin() else Frontier().packed()
 
     def _finish(self) -> None:
         if self._rewound is not None:

@@ -110,5 +110,7 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
     for values, n in result.outcomes.items():
         counts.outcomes[plain(values)] += n
     findings = [(one.finding, one.choices) for one in found]
-    report = Report(strategy.led(), strategy.exports, strategy.explored(), left)
+    explored = strategy.explored()
+    table = strategy.table.packed
+    report = Report(strategy.led(), table, strategy.exports, explored, left)
     return Slice(counts, findings, explorer.predicted, report)

@@ -26,6 +26,7 @@ from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Packed, Step
+from sim.strategies.table import Table
 from sim.strategies.wakeup import (
     NO_VALUES,
     Branch,
@@ -50,7 +51,8 @@ class Dpor:
               the main thread included; 0: it begins anew
     floor     the number of steps at the beginning that are for others to vary; what has to happen
               before one of them, and did not sleep there when this search began, is exported:
-              where, which steps, and the last of them
+              where, which steps, and the last of them and its values; steps by their numbers in
+              the table
     rewinds   whether whoever runs the executions goes back to those steps, and does not run them
               again
     """
@@ -60,6 +62,7 @@ class Dpor:
     def __init__(self, floor: int = 0) -> None:
         self.floor: Final = floor
         self.exports: list[Packed] = []
+        self.table: Final = Table()
         self.complete = False
         self.blocked = 0
         self.kept = 0
@@ -154,8 +157,9 @@ class Dpor:
             return place.insert(sequence, last)
         if place.sleeps(sequence, last):
             return False
-        steps = [step.packed() for step in sequence]
-        self.exports.append([index, steps, last.packed()])
+        number = self.table.number
+        steps = [number(step) for step in sequence]
+        self.exports.append([index, steps, number(last.step), list(last.values)])
         return True
 
     # -- parts of a search -----------------------------------------------------------------------
@@ -181,7 +185,7 @@ class Dpor:
             branches = branches[0].children if branches else []
         return search
 
-    def explored(self) -> list[Packed]:
+    def explored(self) -> list[list[int]]:
         """What has been explored from the floor on, at places that orders from elsewhere can reach.
 
         They go through inner branches: one list for each place of the current path, as far as its
@@ -193,7 +197,7 @@ class Dpor:
         ):
             if not above.tree or not above.tree[0].inner:
                 break
-            found.append(pack_explored(place.explored))
+            found.append(pack_explored(place.explored, self.table))
         return found
 
     def led(self) -> Packed | None:

@@ -28,13 +28,15 @@ from collections.abc import Iterator
 from typing import Final, final
 
 from sim.strategies.steps import Packed, Step
+from sim.strategies.table import Table
 from sim.strategies.units import (
+    NOTHING,
     Claim,
     Node,
+    Past,
     Report,
     Unit,
     alive,
-    claims_of,
     pack_claim,
     search_of,
     taken_by,
@@ -110,13 +112,16 @@ class Frontier:
                 claim.step = Step.unpacked(report.led)
         path = node.path()
         nths = [*(below.nth for below in path[1:]), unit.nth]
-        for index, sequence, last in report.exports:
-            steps = [Step.unpacked(one) for one in sequence]
-            self._insert(path[index], nths[index] + 1, steps, Branch.unpacked(last))
+        table = Table(report.table)
+        for index, sequence, last, values in report.exports:
+            branch = Branch(table.step(last), tuple(values))
+            steps = [table.step(one) for one in sequence]
+            self._insert(path[index], nths[index] + 1, steps, branch)
+        explored = [Past(table, numbers) for numbers in report.explored]
         if report.left is not None:
-            self._grow(unit, report.left, report.explored)
-        elif claim.inner and report.explored:
-            claim.past = report.explored[0]
+            self._grow(unit, report.left, explored)
+        elif claim.inner and explored:
+            claim.past = explored[0]
         mail, claim.mail = claim.mail, []
         for steps, last in mail:
             self._insert(self._behind(node, unit.nth), 0, steps, last)
@@ -153,11 +158,11 @@ class Frontier:
             step = claim.step
             left = [one for one in asleep if one.key != step.key and not one.meets(step)]
             claim.node = Node(node, nth, left, [])
-            claim.node.claims.extend(claims_of(claim.past))
-            claim.past = []
+            claim.node.claims.extend(claim.past.claims())
+            claim.past = NOTHING
         return claim.node
 
-    def _grow(self, unit: Unit | None, packed: Packed, explored: list[Packed]) -> None:
+    def _grow(self, unit: Unit | None, packed: Packed, explored: list[Past]) -> None:
         """Add the places that a search has from its floor on, one below the other."""
         _, sleeping, tree, floor = packed
         branches = unpack_tree(tree)
@@ -167,7 +172,7 @@ class Frontier:
             onward = branches.pop(0) if depth + 1 < len(sleeping) else None
             if depth >= floor:
                 reached = depth - floor < len(explored)
-                past = claims_of(explored[depth - floor]) if reached else []
+                past = explored[depth - floor].claims() if reached else []
                 before = [Step.unpacked(one) for one in asleep[: len(asleep) - len(past)]]
                 below = Node(node, nth, before, branches)
                 below.claims.extend(past)
@@ -204,7 +209,7 @@ class Frontier:
                 if claim.unit is not None or (claim.node is not None and alive(claim.node)):
                     onward = claim.node
                     break
-                claim.node, claim.past = None, []
+                claim.node, claim.past = None, NOTHING
                 node.past += 1
             node = onward
 
@@ -213,6 +218,7 @@ class Frontier:
     def packed(self) -> Packed:
         """All that is left, units in other hands included."""
         numbers: dict[Node, int] = {}
+        tables: dict[Table, int] = {}
         found: Packed = []
         for node in self._nodes():
             parent = None if node.parent is None else numbers[node.parent]
@@ -227,24 +233,25 @@ class Frontier:
                     parent,
                     node.nth,
                     [step.packed() for step in node.asleep],
-                    [pack_claim(claim) for claim in claims],
+                    [pack_claim(claim, tables) for claim in claims],
                     pack_tree(tree),
                 ]
             )
-        return found
+        return [[table.packed for table in tables], found]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Frontier:
         """The frontier that was :meth:`packed`."""
         frontier = cls()
+        tables = [Table(table) for table in packed[0]]
         nodes: list[Node] = []
         units: list[tuple[Node, int, Packed, Packed]] = []
-        for above, nth, asleep, claims, tree in packed:
+        for above, nth, asleep, claims, tree in packed[1]:
             parent = None if above is None else nodes[above]
             node = Node(parent, nth, [Step.unpacked(one) for one in asleep], unpack_tree(tree))
             for at, (step, inner, past, left, mail) in enumerate(claims):
                 claim = Claim(Step.unpacked(step), inner=inner)
-                claim.past = past
+                claim.past = Past(tables[past[0]], past[1])
                 node.claims.append(claim)
                 if left is not None:
                     units.append((node, at, left, mail))

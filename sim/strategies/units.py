@@ -6,7 +6,37 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from sim.strategies.steps import Packed, Step
+from sim.strategies.table import Table
 from sim.strategies.wakeup import Branch, pack_tree
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What was explored from a place (`pack_explored`)."""
+
+    table: Table
+    numbers: list[int]
+
+    def claims(self) -> list[Claim]:
+        """The same, as claims."""
+        claims: list[Claim] = []
+        numbers = self.numbers
+        at = 0
+        while at < len(numbers):
+            claim = Claim(self.table.step(numbers[at]), inner=numbers[at + 1] >= 0)
+            begin = at = at + 2
+            missing = max(numbers[at - 1], 0)  # how many of what lies below are still to come
+            while missing:
+                missing += max(numbers[at + 1], 0) - 1
+                at += 2
+            if at > begin:
+                claim.past = Past(self.table, numbers[begin:at])
+            claims.append(claim)
+        return claims
+
+
+NOTHING: Final = Past(Table([]), [])
 
 
 @final
@@ -16,7 +46,7 @@ class Claim:
     step   as it is to be taken, or was
     inner  whether orders from elsewhere go through it; else it ends them, for it is in good hands
     node   the place behind it, if something is left to do there, or was when it was last asked for
-    past   what was explored from the place behind it (`pack_explored`), if there is no node
+    past   what was explored from the place behind it, if there is no node
     unit   that explores it now; mail: orders that have come for it meanwhile
     """
 
@@ -26,7 +56,7 @@ class Claim:
         self.step = step
         self.inner: Final = inner
         self.node: Node | None = None
-        self.past: Packed = []
+        self.past = NOTHING
         self.unit: Unit | None = None
         self.mail: list[tuple[list[Step], Branch]] = []
 
@@ -93,14 +123,16 @@ class Report:
     """What a search says of its unit when it comes back, as plain data.
 
     led       the step of the unit's branch, as it was taken (`Dpor.led`); None: it was not
+    table     of the steps in the next two
     exports   orders for places above the floor (`Dpor.exports`)
     explored  behind the floor (`Dpor.explored`)
     left      the search of what it has not come to (`Dpor.packed`); None: nothing is left
     """
 
     led: Packed | None
+    table: Packed
     exports: list[Packed]
-    explored: list[Packed]
+    explored: list[list[int]]
     left: Packed | None
 
 
@@ -115,27 +147,14 @@ def alive(node: Node) -> bool:
     return False
 
 
-def claims_of(explored: Packed) -> list[Claim]:
-    """What was explored at a place (`pack_explored`), as claims."""
-    claims: list[Claim] = []
-    missing = 0  # how many of what lies below the last claim are still to come
-    for step, below in explored:
-        if missing:
-            claims[-1].past.append([step, below])
-            missing += max(below, 0) - 1
-        else:
-            claims.append(Claim(Step.unpacked(step), inner=below >= 0))
-            missing = max(below, 0)
-    return claims
-
-
-def pack_claim(claim: Claim) -> Packed:
+def pack_claim(claim: Claim, tables: dict[Table, int]) -> Packed:
     """A claim as plain data: step, inner, past; if a unit explores it, what was to follow, mail."""
     left, mail = None, []
     if claim.unit is not None:
         left = pack_tree(claim.unit.branch.children)
         mail = [[[s.packed() for s in steps], last.packed()] for steps, last in claim.mail]
-    return [claim.step.packed(), claim.inner, claim.past, left, mail]
+    past = [tables.setdefault(claim.past.table, len(tables)), claim.past.numbers]
+    return [claim.step.packed(), claim.inner, past, left, mail]
 
 
 def taken_by(branch: Branch) -> Step:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final, final
 
 from sim.strategies.steps import Packed, Step
+from sim.strategies.table import Table
 
 NO_VALUES: Final[tuple[int, ...]] = ()
 
@@ -79,13 +80,16 @@ class Explored:
         self.below: Final = below or []
 
 
-def pack_explored(explored: Sequence[Explored]) -> Packed:
-    """What was explored, flat as in :func:`pack_tree`; -1 in place of the number: no inner one."""
-    found = []
+def pack_explored(explored: Sequence[Explored], table: Table) -> list[int]:
+    """What was explored, each before what was below: the step's number, how many are below.
+
+    -1 below: not an inner branch.
+    """
+    found: list[int] = []
     left = list(reversed(explored))
     while left:
         one = left.pop()
-        found.append([one.step.packed(), len(one.below) if one.inner else -1])
+        found += (table.number(one.step), len(one.below) if one.inner else -1)
         left += reversed(one.below)
     return found
 

@@ -74,7 +74,8 @@ def explore(program: Program, unit: Unit, executions: int) -> tuple[Report, Coun
             break
         seen[order(execute(program, search))] += 1
     assert not search.blocked
-    told = [search.led(), search.exports, search.explored(), left]
+    explored = search.explored()
+    told = [search.led(), search.table.packed, search.exports, explored, left]
     return Report(*through_json(told)), seen
 
 
