@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
 PEERS := .venv-peers
 
-.PHONY: help native venv test test-slow check demo golden matrix bench bench-peers clean
+.PHONY: help native venv test test-slow check demo golden matrix bench bench-jobs bench-peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,6 +72,9 @@ bench: $(STAMP)  ## time complete searches, beside native tools, and the engine,
 	$(BIN)/python -m tests.bench_search
 	$(BIN)/python -m tests.bench_rcu
 	$(BIN)/python -m tests.bench
+
+bench-jobs: $(STAMP)  ## time a complete search in one process and in two
+	$(BIN)/python -m tests.bench_jobs
 
 bench-peers: $(STAMP) $(PEERS)/.installed  ## time complete searches beside other tools for Python
 	$(BIN)/python -m tests.bench_peers

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -37,10 +36,11 @@ from sim.console import (
     run_json,
     summary,
     trace_json,
+    workloads_json,
 )
 from sim.errors import InternalError, MisuseError, NondeterminismError, UsageError
 from sim.execution import DEFAULT_MAX_STEPS
-from sim.explore import BLAME, Budget, Explorer, Found, Result
+from sim.explore import BLAME, Budget, Found, Result
 from sim.listing import text_at
 from sim.matrix import read_matrix, search, select
 from sim.matrix_table import (
@@ -53,10 +53,12 @@ from sim.matrix_table import (
 )
 from sim.options import (
     AtStep,
+    Cluster,
     Depth,
     Fast,
     HostName,
     Instead,
+    JobsOption,
     Json,
     KeepGoing,
     Kernel,
@@ -69,6 +71,7 @@ from sim.options import (
     Out,
     Params,
     Preemptions,
+    Resume,
     Seed,
     Setup,
     StrategyName,
@@ -86,41 +89,32 @@ from sim.options import (
 from sim.record import builder, ensure_out, header_of, program_of, record, trace_path
 from sim.report.columns import render_columns
 from sim.report.splat import render_splat, render_splats
+from sim.session import Search, Sharing, searching
 from sim.strategies.random_walk import RandomWalk
 from sim.strategies.replay import Choices
-from sim.threads import Running
 from sim.trace.format import Trace
 from sim.trace.reader import read_trace
 from sim.trace.replay import replay as replay_trace
-from sim.workload import known
+from sim.watch import watch, watched
+from sim.workload import Program, known
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
 DEFAULT_OUT = Path(".rcusim")
-STUCK_S = 60  # a single execution that takes this long is stuck between two operations
 
 
 @app.command("list")
 def list_workloads(json_output: Json = False) -> None:
     """List the workloads that can be given by name, with their parameters."""
-    workloads = known()
+    rows = workloads_json(known())
     if json_output:
-        rows = [
-            {
-                "name": name,
-                "summary": made.summary,
-                "params": {p.name: p.default for p in made.all_parameters().values()},
-            }
-            for name, made in workloads.items()
-        ]
         _print_json(rows)
         return
-    for name, made in workloads.items():
-        typer.echo(f"{name}\n    {made.summary}")
-        params = " ".join(f"{p.name}={p.default}" for p in made.all_parameters().values())
-        typer.echo(f"    --param {params}\n")
+    for row in rows:
+        params = " ".join(f"{name}={default}" for name, default in row["params"].items())
+        typer.echo(f"{row['name']}\n    {row['summary']}\n    --param {params}\n")
 
 
 @app.command()
@@ -140,6 +134,9 @@ def explore(
     host: HostName = "direct",
     out: Out = DEFAULT_OUT,
     keep_going: KeepGoing = False,
+    resume: Resume = False,
+    jobs: JobsOption = None,
+    cluster: Cluster = "",
     json_output: Json = False,
 ) -> None:
     """Run a workload under many interleavings; report races and write their traces."""
@@ -151,24 +148,20 @@ def explore(
     if not json_output:
         typer.echo(intro(program, strategy, seed, budget))
 
-    def on_found(found: Found) -> str:
-        finding = found.finding
-        path = trace_path(program, finding.kind, finding.title, out)
-        header = header_of(program, strategy, seed, found.number)
-        trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
-        found_in = [(r, (r.kind, r.title, tuple(sorted(r.threads)))) for r in trace.findings]
-        shown = [r for r, key in found_in if key == finding.key]
-        if not shown:
-            told = f"the same choices show {finding.title!r} in one run and not in another"
-            raise NondeterminismError(f"{told}.  {BLAME}")
-        if not json_output and finding.decides:
-            typer.echo(render_splat(shown[0]))
-        return str(path)
-
-    explorer = Explorer(
-        program, chosen, budget, host=drive, keep_going=keep_going, on_found=on_found
-    )
-    result = _explore(explorer, quiet=json_output)
+    told = not json_output
+    on_found = _writer(program, out, max_steps, strategy=strategy, seed=seed, told=told)
+    with searching(
+        program,
+        chosen,
+        budget,
+        out,
+        host=drive,
+        keep_going=keep_going,
+        on_found=on_found,
+        resume=resume,
+        sharing=Sharing(jobs, cluster),
+    ) as search:
+        result = _explore(search, quiet=json_output)
     if json_output:
         options = {"strategy": strategy, "seed": seed, "max_duration_s": max_duration}
         _print_json(result_json(program, options, result))
@@ -177,18 +170,40 @@ def explore(
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _explore(explorer: Explorer, *, quiet: bool) -> Result:
-    """Run `explorer` under a progress line; Ctrl-C ends it with what was done."""
+def _writer(
+    program: Program, out: Path, max_steps: int, *, strategy: str, seed: int, told: bool
+) -> Callable[[Found], str]:
+    """Writes the trace of a finding; if `told`, prints what was found."""
+
+    def on_found(found: Found) -> str:
+        finding = found.finding
+        path = trace_path(program, finding.kind, finding.title, out)
+        header = header_of(program, strategy, seed, found.number)
+        trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
+        found_in = [(r, (r.kind, r.title, tuple(sorted(r.threads)))) for r in trace.findings]
+        shown = [r for r, key in found_in if key == finding.key]
+        if not shown:
+            told_twice = f"the same choices show {finding.title!r} in one run and not in another"
+            raise NondeterminismError(f"{told_twice}.  {BLAME}")
+        if told and finding.decides:
+            typer.echo(render_splat(shown[0]))
+        return str(path)
+
+    return on_found
+
+
+def _explore(search: Search, *, quiet: bool) -> Result:
+    """Run `search` under a progress line; Ctrl-C ends it with what was done."""
     with ProgressLine(enabled=not quiet) as line:
 
         def progress(result: Result) -> None:
-            _watch()
+            watch()
             line.show(result)
 
         try:
-            return explorer.explore(progress)
+            return search.explore(progress)
         except KeyboardInterrupt:
-            return explorer.interrupted()
+            return search.interrupted()
 
 
 @app.command()
@@ -223,7 +238,7 @@ def run(
         header = header_of(program, "choices", None, 1)
     strategy.begin()
     path = out / f"{program.workload.name}-run.jsonl"
-    _watch()
+    watch()
     trace = record(program, strategy, header, path, max_steps=max_steps, host=drive)
     findings = [f for f in trace.findings if f.decides]
     verdict = "finding" if findings else "inconclusive"
@@ -247,7 +262,7 @@ def replay(
     """Make the choices of a trace again; every step must be the same, byte for byte."""
     drive = host_for(host)
     trace = read_trace(path)
-    _watch()
+    watch()
     divergence = replay_trace(trace, builder(program_of(trace, name)), drive)
     verdict = "diverged" if divergence else "agrees"
     if json_output:
@@ -288,7 +303,7 @@ def show(
 
 def _show_text(trace: Trace, at: int | None, *, json_output: bool) -> None:
     """Replay a trace, and show all text after a step of it."""
-    _watch()
+    watch()
     lines, divergence = text_at(trace, at)
     if divergence is not None:
         typer.echo(str(divergence))
@@ -320,7 +335,7 @@ def matrix(
         try:
             for row in rows:
                 line.update(Text(row_title(row)))
-                outcomes.append(search(row, seed, max_executions, lambda _: _watch()))
+                outcomes.append(search(row, seed, max_executions, watch))
         except KeyboardInterrupt:
             pass
     said = conclusion(outcomes, len(rows))
@@ -353,7 +368,7 @@ def _print_json(value: Any) -> None:
 
 def main() -> NoReturn:
     """The ``rcusim`` command."""
-    signal.signal(signal.SIGALRM, _stuck)
+    watched()
     try:
         left = app(standalone_mode=False)
         code = left if isinstance(left, int) else EXIT_PROVED
@@ -381,19 +396,6 @@ def main() -> NoReturn:
             "please report it with the command; RCUSIM_DEBUG=1 shows where",
         )
     sys.exit(code)
-
-
-def _watch() -> None:
-    """Give the execution that begins now STUCK_S seconds."""
-    signal.setitimer(signal.ITIMER_REAL, STUCK_S)
-
-
-def _stuck(_signal: int, _frame: FrameType | None) -> None:
-    thread = Running.thread
-    cure = "make the workload smaller, or lower --max-steps"
-    if thread is not None:
-        cure = f"thread {thread.name} runs without reaching an operation: await one in its loop"
-    raise MisuseError(f"one execution has taken {STUCK_S} s; {cure}")
 
 
 def _fail(code: int, message: str) -> int:

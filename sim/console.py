@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from sim.explore import Budget, Found, Result
 from sim.trace.format import Trace
 from sim.trace.replay import Divergence
-from sim.workload import Program
+from sim.workload import Program, Workload
 
 EXIT_PROVED, EXIT_FINDING, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_DIVERGED, EXIT_INTERNAL = range(6)
 
@@ -25,6 +26,18 @@ def machine_line(program: Program) -> str:
 def params_line(program: Program) -> str:
     """The parameters, as they would be given: ``readers=1 updates=2``."""
     return " ".join(f"{name}={_text(value)}" for name, value in program.params.items())
+
+
+def workloads_json(workloads: Mapping[str, Workload]) -> list[dict[str, Any]]:
+    """Workloads by name, as JSON objects."""
+    return [
+        {
+            "name": name,
+            "summary": made.summary,
+            "params": {p.name: p.default for p in made.all_parameters().values()},
+        }
+        for name, made in workloads.items()
+    ]
 
 
 def result_json(program: Program, options: dict[str, Any], result: Result) -> dict[str, Any]:

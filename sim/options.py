@@ -82,6 +82,20 @@ KeepGoing = Annotated[
     bool,
     typer.Option("--keep-going", help="Go on after a finding.", envvar="RCUSIM_KEEP_GOING"),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where this search was left.", envvar="RCUSIM_RESUME"),
+]
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Processes (dpor only).", envvar="RCUSIM_JOBS"),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        help="Dask scheduler to share the search with, or: local.", envvar="RCUSIM_CLUSTER"
+    ),
+]
 MatrixFile = Annotated[
     Path | None,
     typer.Argument(metavar="FILE", help="A table (default: that of the package)."),

@@ -42,3 +42,14 @@ COMMANDS = ("list", "explore", "run", "replay", "show", "matrix")
 def test_every_file_it_links_to_exists() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_a_long_search_goes_on_as_it_says(tmp_path: Path) -> None:
+    shown = re.findall(
+        r"^    \$ rcusim (explore lastzero .*)\n    (.*) \.\.\.$", README, re.MULTILINE
+    )
+    assert len(shown) == 2
+
+    for command, verdict in shown:
+        done = rcusim(*command.split(), cwd=tmp_path)
+        assert verdict in done.stdout, done.stderr

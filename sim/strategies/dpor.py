@@ -27,7 +27,8 @@ from sim.strategies.estimate import Tally
 from sim.strategies.history import History
 from sim.strategies.races import Races
 from sim.strategies.steps import Packed, Step
-from sim.strategies.wakeup import Branch, Place
+from sim.strategies.table import Table
+from sim.strategies.wakeup import Branch, Explored, Place, pack_explored, pack_tree, unpack_tree
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
@@ -42,7 +43,8 @@ class Dpor:
     kept      how many steps the next execution has in common with the one before, the start of
               the main thread included; 0: it begins anew
     floor     the number of steps at the beginning that are for others to vary; what has to happen
-              before one of them is exported: before which, and what
+              before one of them, and did not sleep there when this search began, is exported:
+              where, and which steps, by their numbers in the table
     rewinds   whether whoever runs the executions goes back to those steps, and does not run them
               again
     """
@@ -52,6 +54,7 @@ class Dpor:
     def __init__(self, floor: int = 0) -> None:
         self.floor: Final = floor
         self.exports: list[Packed] = []
+        self.table: Final = Table()
         self.complete = False
         self.blocked = 0
         self.kept = 0
@@ -108,10 +111,14 @@ class Dpor:
         """Go back to the last place from which something is left to do."""
         steps, places = self._history.steps, self._places
         while len(steps) > self.floor:
+            below = places[len(steps)].explored
             del places[len(steps) :]
             place = places[-1]
-            place.sleeping.append(self._history.pop())
-            del place.tree[0]
+            step = self._history.pop()
+            place.sleeping.append(step)
+            branch = place.tree.pop(0)
+            if self.floor:
+                place.explored.append(Explored(step, below if branch.inner else None))
             if place.tree:
                 self.kept = len(steps)
                 self._tally.back(self.kept)
@@ -157,10 +164,11 @@ class Dpor:
         """See to it that `last` is taken before step `index`."""
         sequence = self._history.after(index)
         sequence.append(last)
+        place = self._places[index]
         if index >= self.floor:
-            self._places[index].insert(sequence)
-        else:
-            self.exports.append([index, [step.packed() for step in sequence]])
+            place.insert(sequence)
+        elif not place.sleeps(sequence):
+            self.exports.append([index, [self.table.number(step) for step in sequence]])
 
     # -- parts of a search -----------------------------------------------------------------------
 
@@ -171,20 +179,39 @@ class Dpor:
         and the floor.
         """
         sleeping = [[step.packed() for step in place.sleeping] for place in self._places]
-        tree = [branch.packed() for branch in self._places[0].tree]
+        tree = pack_tree(self._places[0].tree)
         return [self.kept, sleeping[: self.kept + 1], tree, self.floor]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Dpor:
         """A search that goes on where the one that was :meth:`packed` had come."""
-        kept, sleeping, tree, floor = packed
+        _, sleeping, tree, floor = packed
         search = cls(floor)
-        branches = [Branch.unpacked(one) for one in tree]
+        branches = unpack_tree(tree)
         for asleep in sleeping:
             search._places.append(Place([Step.unpacked(step) for step in asleep], branches))
             branches = branches[0].children if branches else []
-        del kept
         return search
+
+    def explored(self) -> list[list[int]]:
+        """What has been explored from the floor on, at places that orders from elsewhere can reach.
+
+        They go through inner branches: one list for each place of the current path, as far as its
+        branches are inner, that at the floor first (`pack_explored`).
+        """
+        found = []
+        for above, place in zip(
+            self._places[self.floor - 1 :], self._places[self.floor :], strict=False
+        ):
+            if not above.tree or not above.tree[0].inner:
+                break
+            found.append(pack_explored(place.explored, self.table))
+        return found
+
+    def led(self) -> Packed | None:
+        """The step that led to the floor, as it was taken; None if none was."""
+        steps = self._history.steps
+        return steps[self.floor - 1].packed() if 0 < self.floor <= len(steps) else None
 
     # -- one execution -------------------------------------------------------------------------
 
@@ -254,6 +281,8 @@ class Dpor:
         place = self._places[self._at - 1]
         if not place.tree:
             place.tree.append(Branch(step))
+        elif place.tree[0].children:
+            place.tree[0].inner = True
         if len(self._places) > self._at:
             return  # known from a search that this one goes on with
         asleep = place.sleeping

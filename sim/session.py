@@ -1,0 +1,144 @@
+"""What ``rcusim explore`` runs: a search in this process or in many, new or resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, final
+
+from sim.campaign import Campaign
+from sim.choosing import Strategy
+from sim.errors import UsageError
+from sim.explore import Explorer
+from sim.hosts import direct
+from sim.jobs import Jobs
+from sim.pools import Pool, cluster, processes
+from sim.run import Host
+from sim.strategies.dpor import Dpor
+from sim.strategies.frontier import Frontier
+from sim.totals import COMPLETE, Budget, Found, Result, Totals
+from sim.workload import Program
+
+
+@final
+@dataclass(frozen=True)
+class Sharing:
+    """Where a search is run: in how many processes, or on which Dask cluster."""
+
+    jobs: int | None = None
+    cluster: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is run anywhere but in this process."""
+        return bool(self.cluster) or (self.jobs or 1) > 1
+
+    def pool(self) -> Pool:
+        """The workers."""
+        if self.cluster:
+            return cluster(self.cluster, self.jobs)
+        return processes(self.jobs or 1)
+
+
+class Search(Protocol):
+    """A search that can be run once."""
+
+    def explore(self, progress: Callable[[Result], None] | None = None) -> Result:
+        """Run until a finding, the end of the search or the budget."""
+        ...
+
+    def interrupted(self) -> Result:
+        """The result so far, of an exploration that Ctrl-C has stopped."""
+        ...
+
+
+@final
+class Over:
+    """A campaign that is over, resumed: there is only its result to tell."""
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals: Final = totals
+
+    def explore(self, progress: Callable[[Result], None] | None = None) -> Result:
+        """The result."""
+        del progress
+        return self._totals.result
+
+    def interrupted(self) -> Result:
+        """The result."""
+        return self._totals.result
+
+
+@contextmanager
+def searching(
+    program: Program,
+    strategy: Strategy,
+    budget: Budget,
+    out: Path,
+    *,
+    host: Host = direct.run,
+    keep_going: bool = False,
+    on_found: Callable[[Found], str] | None = None,
+    resume: bool = False,
+    sharing: Sharing = Sharing(),
+) -> Iterator[Search]:
+    """The search that is asked for; UsageError if it is not to be had.
+
+    out  the directory of the campaign
+    """
+    if not isinstance(strategy, Dpor):
+        for given, option in ((resume, "--resume"), (sharing.wanted, "--jobs and --cluster")):
+            if given:
+                raise UsageError(
+                    f"{option}: for complete searches that can be cut into parts: --strategy dpor"
+                )
+        yield Explorer(
+            program, strategy, budget, host=host, keep_going=keep_going, on_found=on_found
+        )
+        return
+    if sharing.wanted and host is not direct.run:
+        raise UsageError("--jobs and --cluster: workers know one host only: --host direct")
+    totals = Totals(budget, keep_going=keep_going, on_found=on_found)
+    options = {"strategy": "dpor", "max-steps": budget.steps, "keep-going": keep_going}
+    with ExitStack() as stack:
+        campaign = (Campaign.resume if resume else Campaign.new)(program, options, out)
+        stack.callback(campaign.close)
+        frontier = _left(campaign, totals) if resume else _whole()
+        if frontier is None:
+            yield Over(totals)
+            return
+        packed = frontier.whole()
+        if sharing.wanted or packed is None:  # what was shared out once remains so
+            pool = sharing.pool()
+            stack.callback(pool.close)
+            yield Jobs(
+                program, frontier, budget, totals, pool, keep_going=keep_going, keep=campaign
+            )
+        else:
+            one = Dpor.unpacked(packed)
+            yield Explorer(program, one, budget, host=host, totals=totals, keep=campaign)
+
+
+def _whole() -> Frontier:
+    """All of a search."""
+    search = Dpor()
+    search.begin()
+    return Frontier.of(search.packed())
+
+
+def _left(campaign: Campaign, totals: Totals) -> Frontier | None:
+    """What is left of a campaign, None: nothing; `totals` goes on from where it was."""
+    totals.restore(campaign.totals)
+    if campaign.left is None:
+        return None
+    frontier = Frontier.unpacked(campaign.left)
+    totals.result.stopped = ""
+    if frontier.done:
+        totals.result.complete = True
+        totals.result.stopped = COMPLETE
+        totals.finish()
+        campaign.keep(None, totals)
+        return None
+    return frontier

@@ -1,0 +1,116 @@
+"""A slice of a shared search: what one process does with one unit before it comes back.
+
+Whatever goes in or out is plain data, so that any `concurrent.futures.Executor` will do.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, final
+
+from sim.events import Finding
+from sim.explore import Explorer
+from sim.strategies.dpor import Dpor
+from sim.strategies.steps import Packed
+from sim.strategies.units import Report
+from sim.totals import COMPLETE, Budget, Predicted, Result, plain
+from sim.watch import rest, watch
+from sim.workload import Program, find
+
+_LOCK: Final = threading.Lock()  # an execution has its process to itself
+
+
+@final
+@dataclass(frozen=True)
+class Limits:
+    """How far a slice goes: executions, seconds, operations per execution.
+
+    keep_going  also behind a finding
+    before      how many executions of the whole search have been run elsewhere
+    """
+
+    executions: int
+    seconds: float
+    steps: int
+    keep_going: bool
+    before: int
+
+
+@final
+@dataclass
+class Slice:
+    """What came of a slice.
+
+    result     counts; not: findings
+    findings   each with the choices that lead to it
+    predicted  use-after-frees, with the choices before the access
+    report     for the frontier
+    """
+
+    result: Result
+    findings: list[tuple[Finding, tuple[int, ...]]]
+    predicted: list[tuple[Predicted, tuple[int, ...]]]
+    report: Report
+
+
+def spec_of(program: Program) -> str:
+    """What :func:`run_slice` needs to know about a program."""
+    workload = program.workload
+    name = workload.source or workload.name
+    spec = [name, dict(program.params), dict(program.machine.environment), program.digest]
+    return json.dumps(spec)
+
+
+@cache
+def _program(spec: str) -> Program:
+    name, params, environment, digest = json.loads(spec)
+    program = find(name).restore(params, environment)
+    if program.digest != digest:
+        raise RuntimeError(f"a worker has another {name}, or another model, than this process")
+    return program
+
+
+def run_slice(spec: str, packed: Packed, limits: Limits) -> Slice:
+    """Explore a unit as far as the limits allow."""
+    with _LOCK:
+        try:
+            return explore_slice(_program(spec), packed, limits)
+        finally:
+            rest()
+
+
+def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
+    """The same, of a program that is at hand."""
+    strategy = Dpor.unpacked(packed)
+    explorer = Explorer(
+        program,
+        strategy,
+        Budget(limits.executions, limits.seconds, limits.steps),
+        keep_going=limits.keep_going,
+        before=limits.before,
+        pursue=False,
+    )
+    result = explorer.explore(watch)
+    left = None
+    if result.stopped != COMPLETE and strategy.begin():
+        left = strategy.packed()
+    found = [*result.findings, *result.races]
+    counts = Result(
+        executions=result.executions,
+        cut=result.cut,
+        redundant=result.redundant,
+        steps=result.steps,
+        blocked=result.blocked,
+        shared_cpu=result.shared_cpu,
+        remarks=dict(result.remarks),
+    )
+    for values, n in result.outcomes.items():
+        counts.outcomes[plain(values)] += n
+    findings = [(one.finding, one.choices) for one in found]
+    explored = strategy.explored()
+    table = strategy.table.packed
+    report = Report(strategy.led(), table, strategy.exports, explored, left)
+    return Slice(counts, findings, explorer.predicted, report)
