@@ -110,8 +110,7 @@ def list_workloads(json_output: Json = False) -> None:
     """List the workloads that can be given by name, with their parameters."""
     rows = workloads_json(known())
     if json_output:
-        _print_json(rows)
-        return
+        return _print_json(rows)
     for row in rows:
         params = " ".join(f"{name}={default}" for name, default in row["params"].items())
         typer.echo(f"{row['name']}\n    {row['summary']}\n    --param {params}\n")
@@ -288,13 +287,11 @@ def show(
     """Show a trace, one column per thread, and its findings; or the text it leaves (--text)."""
     trace = read_trace(path, allow_partial=True)
     if text:
-        _show_text(trace, at, json_output=json_output)
-        return
+        return _show_text(trace, at, json_output=json_output)
     if at is not None:
         raise UsageError("--at says where to look with --text")
     if json_output:
-        _print_json(trace_json(trace))
-        return
+        return _print_json(trace_json(trace))
     since: Literal["all", "threads"] = "all" if setup else "threads"
     typer.echo(render_columns(trace, width=width or _width(), since=since))
     if trace.findings:

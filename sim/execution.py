@@ -7,10 +7,9 @@ same events from the same choices.
 A step that commutes with everything (`ops.LOCAL`) is performed as soon as its thread reaches
 it; the strategy is asked only where two or more threads could go on.
 
-On a memory with a log (`sim.undo`) an execution can go back to any of its visible steps and go on
-from there under other choices.  Memory, detectors and threads are put back; the coroutine of a
-thread whose steps were taken back is made anew when it is next to run, and given the results that
-it had.
+On a memory with a log (`sim.undo`) an execution can go back to any of its visible steps, and on
+from there under other choices: memory, detectors and threads are put back, and the coroutine of a
+thread whose steps were taken back is made anew when it is to run.
 """
 
 from __future__ import annotations
@@ -58,16 +57,15 @@ class Execution:
     observer   sees every event before the detectors do (records the trace)
     max_steps  budget of operations
     audit      whether to look for operations that are made but not awaited
-    every_step whether steps of the kinds in `ops.LOCAL` are scheduling points too (to test that
-               they need not be)
+    every_step whether steps of the kinds in `ops.LOCAL` are scheduling points, too (for tests)
 
     choices       the choices made so far: index into the enabled threads, or the value chosen
     choice_steps  the step that each choice decided
     findings      what the detectors reported, in order
     outcomes      values of the `outcome` notes, as (thread, value), in order
     state         RUNNING, or how it ended
-    followed      under a strategy that selects, instead of `choices`: keys of the threads that took
-                  the visible steps, and the values chosen, each with the key of its thread
+    followed      instead of `choices`, under a strategy that selects: whose steps they were (keys of
+                  the threads), and the values chosen, each with the key of its thread
     on_start      called when the main thread stands at its first operation, None: nothing is
     """
 
@@ -100,8 +98,8 @@ class Execution:
         self._log: Final = memory.log
         self._marks: Final[list[_Mark]] = []
         self.followed: Final[tuple[list[int], list[tuple[int, int]]]] = ([], [])
-        at_once = ops.LOCAL - {ops.CHOOSE} if self._selects is not None else ops.LOCAL
-        self._at_once: Final = frozenset() if every_step else at_once
+        asked = {ops.CHOOSE} if self._selects is not None else set()
+        self._at_once: Final = frozenset() if every_step else ops.LOCAL - asked
         observers: list[Any] = [strategy] if hasattr(strategy, "observe") else []
         observers += detectors
         self._watchers: Final[list[list[Callable[[Event], Any]]]] = [
@@ -227,12 +225,12 @@ class Execution:
         if self._selects is not None:
             return self._selected(self._selects)
         enabled = self.enabled()
-        if len(enabled) == 1:
-            self._last = enabled[0]
-            return enabled[0]
         if not enabled:
             self._finish()
             return None
+        if len(enabled) == 1:
+            self._last = enabled[0]
+            return enabled[0]
         index = cast("Picks", self._strategy).pick(enabled, self._last)
         if index < 0:
             self.state = REDUNDANT
@@ -267,9 +265,9 @@ class Execution:
     def able(self, thread: Thread) -> bool:
         """Whether the pending operation of `thread` can happen now."""
         op = thread.pending
+        cpu = thread.cpu
         if op is None or (thread.guarded and not self.memory.ready(thread, op)):
             return False
-        cpu = thread.cpu
         return cpu is None or cpu.holder is None or cpu.holder is thread or op.kind == ops.SLEEP
 
     def enabled(self) -> list[Thread]:

@@ -135,12 +135,16 @@ def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_something_to_resume(tmp_path: Path) -> None:
-    process = begin("lastzero", "--param", "n=12", cwd=tmp_path)
-    time.sleep(2.5)
+    process = begin("lastzero", "--param", "n=13", cwd=tmp_path)
+    for _ in range(300):  # on a busy machine it takes long to start
+        if list((tmp_path / ".rcusim").glob("*.campaign")):
+            break
+        time.sleep(0.1)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     again = explore(
-        "lastzero", "--param", "n=12", "--resume", "--max-duration", "0", cwd=tmp_path, code=3
+        "lastzero", "--param", "n=13", "--resume", "--max-duration", "0", cwd=tmp_path, code=3
     )
 
     assert json.loads(out)["stopped"] == "Ctrl-C", err
