@@ -64,7 +64,7 @@ class Execution:
     findings      what the detectors reported, in order
     outcomes      values of the `outcome` notes, as (thread, value), in order
     state         RUNNING, or how it ended
-    followed      instead of `choices`, under a strategy that selects: whose steps they were (keys of
+    followed      instead of `choices`, under a strategy that selects: who took the steps (keys of
                   the threads), and the values chosen, each with the key of its thread
     on_start      called when the main thread stands at its first operation, None: nothing is
     """
