@@ -100,7 +100,7 @@ def searching(
         return
     if sharing.wanted and host is not direct.run:
         raise UsageError("--jobs and --cluster: workers know one host only: --host direct")
-    totals = Totals(budget, keep_going=keep_going, on_found=on_found)
+    totals = Totals(budget, optimal=True, keep_going=keep_going, on_found=on_found)
     options = {"strategy": "dpor", "max-steps": budget.steps, "keep-going": keep_going}
     with ExitStack() as stack:
         campaign = (Campaign.resume if resume else Campaign.new)(program, options, out)

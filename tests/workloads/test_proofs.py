@@ -52,6 +52,7 @@ def assert_proved(name: str, version: str, params: dict[str, str], number: int) 
     assert told["verdict"] == "proved"
     assert told["complete"]
     assert (told["executions"], told["blocked"], told["redundant"]) == (number, 0, 0)
+    assert told["classes"] == number
     assert told["findings"] == []
 
 
