@@ -32,15 +32,18 @@ MODULES: Final = (
     "sim.detectors.loop",
     "sim.event",
     "sim.execution",
+    "sim.explore",
     "sim.hosts.direct",
     "sim.memory",
     "sim.ops",
+    "sim.run",
     "sim.strategies.dpor",
     "sim.strategies.history",
     "sim.strategies.races",
     "sim.strategies.steps",
     "sim.strategies.wakeup",
     "sim.threads",
+    "sim.totals",
     "sim.undo",
 )
 SIM: Final = Path(__file__).parent
