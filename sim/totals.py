@@ -262,7 +262,7 @@ class Totals:
         """Go on from what was :meth:`packed`."""
         given = dict(packed)
         self._tried = Counter({(a, b, c): n for a, b, c, n in given.pop("tried")})
-        self._witnessed = dict.fromkeys(given.pop("witnessed"))
+        self._witnessed = dict.fromkeys((a, b, c) for a, b, c in given.pop("witnessed"))
         outcomes = Counter({_hashable(values): n for values, n in given.pop("outcomes")})
         findings, races = (
             [_found(one) for one in given.pop(name)] for name in ("findings", "races")
