@@ -157,6 +157,8 @@ class Explorer:
         """Run until done; `progress` is called every few executions."""
         totals, result = self.totals, self.result
         totals.start()
+        if result.executions:  # in an earlier run
+            result.stopped = totals.over_budget()
         while not result.stopped:
             if not self._strategy.begin():
                 result.complete = getattr(self._strategy, "complete", False)

@@ -103,10 +103,11 @@ def test_killed_once(tmp_path: Path) -> None:
 def test_a_budget_that_ended_it_can_be_raised(jobs: str, tmp_path: Path) -> None:
     args = (*COUNTER, "--jobs", jobs)
     first = explore(*args, "--max-executions", "700", cwd=tmp_path, code=3)
+    same = explore(*args, "--max-executions", "700", "--resume", cwd=tmp_path, code=3)
     second = explore(*args, "--max-executions", "900", "--resume", cwd=tmp_path, code=3)
     last = explore(*args, "--resume", cwd=tmp_path, code=0)
 
-    assert [r["executions"] for r in (first, second, last)] == [700, 900, 3334]
+    assert [r["executions"] for r in (first, same, second, last)] == [700, 700, 900, 3334]
     assert first["elapsed_s"] < second["elapsed_s"] < last["elapsed_s"]
 
 
