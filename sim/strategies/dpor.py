@@ -66,6 +66,7 @@ class Dpor:
         self._at = 0  # steps taken in this execution
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
+        self._given = 0  # steps in common with the search that this one goes on with, until it does
         self._over = False  # whether nobody could take another step
         self._stuck = False  # whether threads were left then
 
@@ -73,6 +74,7 @@ class Dpor:
 
     def begin(self) -> bool:
         if self._begun:
+            self._given = 0
             self._reverse_races()
             self._tally.ended(len(self._history.steps))
             if not self._backtrack():
@@ -180,13 +182,14 @@ class Dpor:
         """
         sleeping = [[step.packed() for step in place.sleeping] for place in self._places]
         tree = pack_tree(self._places[0].tree)
-        return [self.kept, sleeping[: self.kept + 1], tree, self.floor]
+        kept = self.kept or self._given
+        return [kept, sleeping[: kept + 1], tree, self.floor]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Dpor:
         """A search that goes on where the one that was :meth:`packed` had come."""
-        _, sleeping, tree, floor = packed
-        search = cls(floor)
+        search = cls(packed[3])
+        search._given, sleeping, tree, _ = packed
         branches = unpack_tree(tree)
         for asleep in sleeping:
             search._places.append(Place([Step.unpacked(step) for step in asleep], branches))

@@ -149,6 +149,7 @@ def test_a_frontier_that_was_not_shared_is_a_search_again() -> None:
         assert packed is not None
         search = Dpor.unpacked(packed)
         assert search.begin()
+        assert search.packed() == packed  # also before it has gone on
         seen[order(execute(program, search))] += 1
 
     assert seen == expected
