@@ -50,7 +50,7 @@ def test_v5_10_frees_an_inner_map_that_a_program_uses(outer: str, seed: int) -> 
 def test_the_race_is_found_without_a_directed_search_too() -> None:
     program = find("inner_map_replace").prepare({})
     explorer = Explorer(program, Dfs(1, distinct=True), Budget())
-    explorer.search_for = lambda *_: None  # type: ignore[method-assign]
+    explorer.search_for = lambda *_: None  # type: ignore[method-assign]  # searches nothing
 
     result = explorer.explore()
 
