@@ -1,6 +1,6 @@
 """A campaign: a complete search on disk, so that it can go on after a kill at any moment.
 
-One SQLite file per program and directory.  What is left of the search (`Frontier.packed`) and
+One SQLite file per program and directory.  What is left of the search (`Dpor.packed`) and
 what was done so far are written in one transaction, between two executions, about once a second:
 whatever happens, the file holds a moment from which the search goes on as if nothing had been.
 What was run since is run again, and counted once.
@@ -20,7 +20,7 @@ from sim.strategies.steps import Packed
 from sim.totals import Totals
 from sim.workload import Program
 
-VERSION: Final = 1
+VERSION: Final = 2
 EVERY_S: Final = 1.0  # between two checkpoints
 SHARE: Final = 20  # a checkpoint takes at most one in so many seconds
 SUFFIX: Final = ".campaign"

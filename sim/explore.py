@@ -14,7 +14,6 @@ from sim.hosts import direct
 from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
 from sim.strategies.bounded import Bounded
 from sim.strategies.dpor import Dpor
-from sim.strategies.frontier import Frontier
 from sim.strategies.replay import Choices, Follow, Hold
 from sim.strategies.steps import Packed
 from sim.totals import COMPLETE, FOUND, Budget, Found, Predicted, Result, Totals
@@ -87,7 +86,7 @@ def _fingerprints(program: Program, choices: Sequence[int], max_steps: int) -> l
 
 
 class Keep(Protocol):
-    """Keeps what is left of a search (`Frontier.packed`), so that it can be gone on with."""
+    """Keeps what is left of a search (`Dpor.packed`), so that it can be gone on with."""
 
     def due(self) -> bool:
         """Whether it is time to keep it again."""
@@ -268,13 +267,13 @@ class Explorer:
 
     def _left(self) -> Packed:
         assert isinstance(self._strategy, Dpor)
-        return Frontier.of(self._strategy.packed()).packed()
+        return self._strategy.packed()
 
     def _rest(self) -> Packed | None:
         """What is left of the search when it has been stopped; None: nothing."""
         if self.result.stopped in (COMPLETE, FOUND):
             return None
-        return self._left() if self._strategy.begin() else Frontier().packed()
+        return self._left() if self._strategy.begin() else []
 
     def _finish(self) -> None:
         if self._rewound is not None:

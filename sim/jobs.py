@@ -1,7 +1,7 @@
 """One complete search, shared out among workers (`sim.strategies.frontier`).
 
-A worker gets a unit, explores it for a moment and comes back with what it did, what it did not
-come to, and orders for other places.  Its work counts when it is back: the unit of a worker that
+A worker gets a unit, explores it for a moment and comes back with what it did and what it did not
+come to.  Its work counts when it is back: the unit of a worker that
 died is given to another one.  So the classes that are explored, and all totals of a search that
 ends, are those of the search in one process, whatever the workers are and however many.  Which of
 several findings comes first is not, and neither is what searches directed at predicted findings
@@ -20,8 +20,7 @@ from sim.explore import Explorer, Keep
 from sim.pools import Pool
 from sim.slices import Limits, Slice, run_slice, spec_of
 from sim.strategies.dpor import Dpor
-from sim.strategies.frontier import Frontier
-from sim.strategies.units import Unit
+from sim.strategies.frontier import Frontier, Unit
 from sim.totals import COMPLETE, FOUND, Budget, Result, Totals
 from sim.workload import Program
 
@@ -173,7 +172,7 @@ class Jobs:
 
     def _take(self, unit: Unit, part: Slice) -> None:
         totals = self.totals
-        self._frontier.done_with(unit, part.report)
+        self._frontier.done_with(unit, part.left)
         totals.add(part.result)
         choices = {finding.key: made for finding, made in part.findings}
         for finding in totals.new(finding for finding, _ in part.findings):

@@ -41,7 +41,6 @@ MODULES: Final = (
     "sim.strategies.history",
     "sim.strategies.races",
     "sim.strategies.steps",
-    "sim.strategies.wakeup",
     "sim.threads",
     "sim.totals",
     "sim.undo",

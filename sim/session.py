@@ -16,8 +16,9 @@ from sim.hosts import direct
 from sim.jobs import Jobs
 from sim.pools import Pool, cluster, processes
 from sim.run import Host
-from sim.strategies.dpor import Dpor
+from sim.strategies.dpor import WHOLE, Dpor
 from sim.strategies.frontier import Frontier
+from sim.strategies.steps import Packed
 from sim.totals import COMPLETE, Budget, Found, Result, Totals
 from sim.workload import Program
 
@@ -105,40 +106,31 @@ def searching(
     with ExitStack() as stack:
         campaign = (Campaign.resume if resume else Campaign.new)(program, options, out)
         stack.callback(campaign.close)
-        frontier = _left(campaign, totals) if resume else _whole()
-        if frontier is None:
+        left = _left(campaign, totals) if resume else WHOLE
+        if left is None:
             yield Over(totals)
-            return
-        packed = frontier.whole()
-        if sharing.wanted or packed is None:  # what was shared out once remains so
+        elif sharing.wanted:
             pool = sharing.pool()
             stack.callback(pool.close)
+            frontier = Frontier(left)
             yield Jobs(
                 program, frontier, budget, totals, pool, keep_going=keep_going, keep=campaign
             )
         else:
-            one = Dpor.unpacked(packed)
+            one = Dpor(left)
             yield Explorer(program, one, budget, host=host, totals=totals, keep=campaign)
 
 
-def _whole() -> Frontier:
-    """All of a search."""
-    search = Dpor()
-    search.begin()
-    return Frontier.of(search.packed())
-
-
-def _left(campaign: Campaign, totals: Totals) -> Frontier | None:
+def _left(campaign: Campaign, totals: Totals) -> Packed | None:
     """What is left of a campaign, None: nothing; `totals` goes on from where it was."""
     totals.restore(campaign.totals)
     if campaign.left is None:
         return None
-    frontier = Frontier.unpacked(campaign.left)
     totals.result.stopped = ""
-    if frontier.done:
+    if not campaign.left:
         totals.result.complete = True
         totals.result.stopped = COMPLETE
         totals.finish()
         campaign.keep(None, totals)
         return None
-    return frontier
+    return campaign.left

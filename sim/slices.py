@@ -15,7 +15,6 @@ from sim.events import Finding
 from sim.explore import Explorer
 from sim.strategies.dpor import Dpor
 from sim.strategies.steps import Packed
-from sim.strategies.units import Report
 from sim.totals import COMPLETE, Budget, Predicted, Result, plain
 from sim.watch import rest, watch
 from sim.workload import Program, find
@@ -47,13 +46,13 @@ class Slice:
     result     counts; not: findings
     findings   each with the choices that lead to it
     predicted  use-after-frees, with the choices before the access
-    report     for the frontier
+    left       what was not come to (`Dpor.packed`)
     """
 
     result: Result
     findings: list[tuple[Finding, tuple[int, ...]]]
     predicted: list[tuple[Predicted, tuple[int, ...]]]
-    report: Report
+    left: Packed
 
 
 def spec_of(program: Program) -> str:
@@ -84,7 +83,7 @@ def run_slice(spec: str, packed: Packed, limits: Limits) -> Slice:
 
 def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
     """The same, of a program that is at hand."""
-    strategy = Dpor.unpacked(packed)
+    strategy = Dpor(packed)
     explorer = Explorer(
         program,
         strategy,
@@ -94,7 +93,7 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
         pursue=False,
     )
     result = explorer.explore(watch)
-    left = None
+    left: Packed = []
     if result.stopped != COMPLETE and strategy.begin():
         left = strategy.packed()
     found = [*result.findings, *result.races]
@@ -110,7 +109,4 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
     for values, n in result.outcomes.items():
         counts.outcomes[plain(values)] += n
     findings = [(one.finding, one.choices) for one in found]
-    explored = strategy.explored()
-    table = strategy.table.packed
-    report = Report(strategy.led(), table, strategy.exports, explored, left)
-    return Slice(counts, findings, explorer.predicted, report)
+    return Slice(counts, findings, explorer.predicted, left)

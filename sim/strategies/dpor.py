@@ -1,18 +1,29 @@
-"""Optimal dynamic partial-order reduction: every class of executions once, and nothing else.
+"""Parsimonious optimal DPOR: every class of executions once, in polynomial space.
 
-Abdulla, Aronis, Jonsson, Sagonas, "Source Sets: A Foundation for Optimal Dynamic Partial Order
-Reduction", JACM 64(4), 2017, Algorithm 2.  Two executions are of one class if they differ only
-in the order of independent steps (Mazurkiewicz).  Wherever an execution shows a race, the other
-order is put into the *wakeup tree* of the place before it, as the sequence of steps that leads
-there; what has been explored *sleeps* until a dependent step wakes it.  So no execution is ever
-begun that would turn out to belong to a class that was seen before.
+Abdulla, Atig, Das, Jonsson, Sagonas, "Parsimonious Optimal Dynamic Partial Order Reduction", CAV
+2024.  Two executions are of one class if they differ only in the order of independent steps
+(Mazurkiewicz).  Wherever an execution shows that two steps *race*, an execution is planned in which
+the second one comes first: behind what comes before the first, a *plan* takes the steps that must
+happen before the second, then the second, then the first.  The steps of a plan are *fixed*.
+
+A race is reversed only if
+
+* its first step is not fixed;
+* whatever lies between the two and does not happen before the second came of itself: all that was
+  moved, or chose another value, happens before the second, and goes with it.  For what does not
+  go with it is done anew behind the plan, in all its orders;
+* of independent steps that are moved before the same step, those that could come first are the
+  first in the order of their threads.
+
+So every plan leads to classes that no other one leads to: nothing has to be remembered of what was
+explored, whoever has a plan can go on with it by himself, and no execution is begun in vain.
 
 An *event* here is a visible step together with the local ones behind it (`ops.LOCAL`).  Waiting
 as in Jonsson, Lång, Sagonas, "Awaiting for Godot", FMCAD 2022: what must have happened for a
 step to be possible is ordered before it but no race; the race is with the last step before which
 it was possible.  So two acquisitions of a lock race, and a release and an acquisition do not.
 Threads that can never go on, and those behind a fatal finding, take part with the step that they
-stand before.
+stand before.  A fatal step happens after all that came before it.
 """
 
 from __future__ import annotations
@@ -23,15 +34,67 @@ from typing import Final, final
 from sim import ops
 from sim.errors import NondeterminismError
 from sim.events import Event
-from sim.strategies.estimate import Tally
 from sim.strategies.history import History
 from sim.strategies.races import Races
-from sim.strategies.steps import Packed, Step
-from sim.strategies.table import Table
-from sim.strategies.wakeup import Branch, Explored, Place, pack_explored, pack_tree, unpack_tree
+from sim.strategies.steps import CHOICE, Clock, Lead, Packed, Step, join
 from sim.threads import Thread
 
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
+
+
+@final
+class Plan:
+    """What to do from some place on.
+
+    leads  the steps to take, in order
+    then   key of the thread that goes on behind them, if it can; -1: whoever does
+    """
+
+    __slots__ = ("leads", "then")
+
+    def __init__(self, leads: list[Lead], then: int) -> None:
+        self.leads: Final = leads
+        self.then: Final = then
+
+
+@final
+class Rest:
+    """Plans that are left for later, at places along one path.
+
+    path   the steps to the last of the places, behind the start of the main thread
+    plans  by place: before step 0, 1, 2 ...
+    """
+
+    __slots__ = ("number", "path", "plans")
+
+    def __init__(self, path: list[Lead], plans: list[list[Plan]]) -> None:
+        self.path: Final = path
+        self.plans: Final = plans
+        self.number: Final = sum(map(len, plans))
+
+    def packed(self) -> Packed:
+        """As plain data: the path, and of every plan the place, the steps, and who is next."""
+        return [
+            [lead.packed() for lead in self.path],
+            [
+                [place, [lead.packed() for lead in plan.leads], plan.then]
+                for place, plans in enumerate(self.plans)
+                for plan in plans
+            ],
+        ]
+
+    @classmethod
+    def unpacked(cls, packed: Packed) -> Rest:
+        """What was :meth:`packed`."""
+        path = [Lead.unpacked(lead) for lead in packed[0]]
+        plans: list[list[Plan]] = [[] for _ in range(len(path) + 2)]
+        for place, leads, then in packed[1]:
+            plans[place].append(Plan([Lead.unpacked(lead) for lead in leads], then))
+        return cls(path, plans)
+
+
+WHOLE: Final[Packed] = [[[], [[1, [], -1]]]]  # all of a search
+MANY: Final = 4096  # plans that are not put off until what came last has been explored
 
 
 @final
@@ -39,34 +102,38 @@ class Dpor:
     """One execution of every class.
 
     complete  whether every class has been executed
-    blocked   executions that were begun in vain (there are none)
+    blocked   executions that were begun in vain, for they ended before what they were begun for
+              (there are none)
     kept      how many steps the next execution has in common with the one before, the start of
               the main thread included; 0: it begins anew
-    floor     the number of steps at the beginning that are for others to vary; what has to happen
-              before one of them, and did not sleep there when this search began, is exported:
-              where, and which steps, by their numbers in the table
     rewinds   whether whoever runs the executions goes back to those steps, and does not run them
               again
     """
 
     kinds = None  # sees every event
 
-    def __init__(self, floor: int = 0) -> None:
-        self.floor: Final = floor
-        self.exports: list[Packed] = []
-        self.table: Final = Table()
+    def __init__(self, left: Packed = WHOLE) -> None:
+        """Explore what is left of a search (`packed`)."""
         self.complete = False
         self.blocked = 0
         self.kept = 0
         self.rewinds = False
         self._history: Final = History()
         self._races: Final = Races(self._history)
-        self._places: Final[list[Place]] = []
-        self._tally: Final = Tally()
+        self._later: Final = [Rest.unpacked(rest) for rest in left]
+        self._plans: list[list[Plan]] = []  # by place of the current execution
+        self._number = 0  # of plans there
+        self._path: list[Lead] = []  # to the last of them
+        self._waiting = sum(rest.number for rest in self._later)  # plans in `_later`
+        self._plan = Plan([], -1)  # that the current execution follows, from `_place` on
+        self._place = 0
+        self._ahead: list[Lead] = []  # the steps to take from `kept` on, the plan's the last
+        self._planned = 0  # where they end
+        self._moved: Final[list[int]] = []  # steps of the current execution that have been moved
+        self._runs = 0
         self._at = 0  # steps taken in this execution
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
-        self._given = 0  # steps in common with the search that this one goes on with, until it does
         self._over = False  # whether nobody could take another step
         self._stuck = False  # whether threads were left then
 
@@ -74,147 +141,212 @@ class Dpor:
 
     def begin(self) -> bool:
         if self._begun:
-            self._given = 0
+            self._runs += 1
+            self._begun = False
+            if self._number > MANY:
+                self._put_off()
             self._reverse_races()
-            self._tally.ended(len(self._history.steps))
-            if not self._backtrack():
-                self.complete = self._races.exact
-                return False
+        if not self._backtrack():
+            self.complete = self._races.exact
+            return False
         self._begun = True
         self._over = self._stuck = False
         self._at = self.kept if self.rewinds and self.kept else 1
         if not self.kept:
-            self._boot()
+            self._history.boot()
         return True
 
     def begin_anew(self) -> None:
         """Prepare to run the execution that has been begun from its start; so from now on."""
         self.rewinds = False
-        while len(self._history.steps) > self.kept:
-            self._history.pop()
-        del self._places[self.kept + 1 :]
+        self._go_back(self.kept)
         self._at = 1
-
-    def _boot(self) -> None:
-        if not self._places:
-            self._places.append(Place([], []))
-        boot = self._history.boot()
-        tree = self._places[0].tree
-        if not tree:
-            tree.append(Branch(boot))
-        if len(self._places) == 1:
-            self._places.append(Place([], tree[0].children))
 
     def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
         """The execution that was begun is over; `fatal`: a finding ended it."""
         self._races.ended(threads, fatal=fatal and not self._over, stuck=self._stuck)
 
+    def _go_back(self, place: int) -> None:
+        """Forget the steps behind a place, and the plans behind that of the current plan."""
+        steps, moved = self._history.steps, self._moved
+        while len(steps) > place:
+            self._history.pop()
+        while moved and moved[-1] >= place:
+            moved.pop()
+        del self._plans[self._place + 1 :]
+
     def _backtrack(self) -> bool:
         """Go back to the last place from which something is left to do."""
-        steps, places = self._history.steps, self._places
-        while len(steps) > self.floor:
-            below = places[len(steps)].explored
-            del places[len(steps) :]
-            place = places[-1]
-            step = self._history.pop()
-            place.sleeping.append(step)
-            branch = place.tree.pop(0)
-            if self.floor:
-                place.explored.append(Explored(step, below if branch.inner else None))
-            if place.tree:
-                self.kept = len(steps)
-                self._tally.back(self.kept)
+        if not self._number:
+            if not self._later:
+                return False
+            self._take_up(self._later.pop())
+        plans = self._plans
+        place = len(plans) - 1
+        while not plans[place]:
+            place -= 1
+        self._plan = plans[place].pop()
+        self._number -= 1
+        self._place = place
+        self.kept = min(place, len(self._history.steps))
+        self._ahead = self._path[max(self.kept, 1) - 1 : place - 1] + self._plan.leads
+        self._planned = place + len(self._plan.leads)
+        self._go_back(self.kept)
+        return True
+
+    # -- plans that are put off ------------------------------------------------------------------
+
+    def _put_off(self) -> None:
+        """Leave all plans for later."""
+        self._later.append(Rest(self._walked(), self._plans))
+        self._waiting += self._number
+        self._plans = [[] for _ in self._plans]
+        self._number = 0
+
+    def _walked(self) -> list[Lead]:
+        """The steps to the last place with a plan."""
+        last = len(self._plans) - 1
+        while not self._plans[last]:
+            last -= 1
+        return [
+            step.lead or Lead(step.key, step.value, fixed=False)
+            for step in self._history.steps[1:last]
+        ]
+
+    def _take_up(self, rest: Rest) -> None:
+        """Go on with plans that were left for later; what the way there has in common is kept."""
+        steps, path = self._history.steps, rest.path
+        at = 1
+        while at < len(steps) and at <= len(path):
+            step, lead = steps[at], path[at - 1]
+            if step.key != lead.key or step.value != lead.value:
+                break
+            at += 1
+        self._place = len(rest.plans)
+        self._plans, self._path, self._number = rest.plans, path, rest.number
+        self._waiting -= rest.number
+        self._go_back(min(at, len(steps)))
+        self._moved.clear()
+        for at in range(1, len(steps)):
+            lead = path[at - 1]
+            steps[at].lead = lead if lead.fixed else None
+            if lead.before is not None:
+                self._moved.append(at)
+
+    def packed(self) -> Packed:
+        """What is left to do after :meth:`begin` has returned true, as plain data."""
+        plans = self._plans[: self._place + 1]
+        plans[self._place] = [*plans[self._place], self._plan]
+        steps = self._history.steps[1 : self.kept]
+        path = [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
+        path += self._ahead[: len(self._ahead) - len(self._plan.leads)]
+        return [rest.packed() for rest in (*self._later, Rest(path, plans))]
+    def at_least(self) -> int:
+        """How many executions there are for certain: those begun, and one for every plan."""
+        return self._runs + self._begun + self._number + self._waiting
+
+    # -- what is to be explored, too -------------------------------------------------------------
+
+    def _reverse_races(self) -> None:
+        """Plan the other order of every race that this execution is the one to reverse."""
+        steps = self._history.steps
+        if len(steps) < self._planned:
+            self.blocked += 1
+        for index in range(self._planned - bool(self._plan.leads), len(steps)):
+            step = steps[index]
+            races = self._of_fatal(step) if step.fatal else step.races
+            for first in races:
+                self._reverse(first, step, index)
+            if step.op.kind == ops.CHOOSE:
+                self._choose_otherwise(step, index)
+        for first, step in self._races.pending_races():
+            self._reverse(first, step, len(steps) - (step.fatal))
+
+    def _of_fatal(self, end: Step) -> list[int]:
+        """The races of a fatal step with those that it depends on anyway."""
+        last = self._races.unordered(end)
+        return [
+            at for at in end.races if not any(self._history.is_after(at, other) for other in last)
+        ]
+
+    def _choose_otherwise(self, step: Step, index: int) -> None:
+        """Plan the other values of a choice, if it chose the first of itself."""
+        before, then = CHOICE, -1
+        if step.lead is not None:
+            if step.lead.before is None or step.lead.before == CHOICE or step.value:
+                return
+            before = step.lead.before
+            then = before[0]
+        for value in range(step.op.operand - 1, 0, -1):
+            self._add(index, Plan([Lead(step.key, value, before)], then))
+
+    def _reverse(self, first: int, second: Step, index: int) -> None:
+        """Plan `second`, at `index`, to come before step `first`."""
+        steps = self._history.steps
+        step = steps[first]
+        if step.lead is not None:
+            return
+        leads: list[Lead] = []
+        clock = self._past(first, second, index)
+        for at in range(first + 1, index):
+            other = steps[at]
+            lead = other.lead
+            if other.time <= clock[other.number]:
+                leads.append(Lead(other.key, other.value))
+            elif lead is not None and lead.before is not None:
+                return
+        before = (step.key, step.time)
+        if self._could_precede(first, second, before, clock):
+            return
+        leads.append(Lead(second.key, 0, before))
+        self._add(first, Plan(leads, step.key))
+
+    def _add(self, place: int, plan: Plan) -> None:
+        self._plans[place].append(plan)
+        self._number += 1
+
+    def _could_precede(
+        self, first: int, second: Step, before: tuple[int, int], clock: Clock
+    ) -> bool:
+        """Whether `second` ought to have been moved before a step earlier than another one was.
+
+        before  that step
+        clock   what happens before `second`, without what lies before `first`
+        """
+        steps = self._history.steps
+        least = first
+        for moved in reversed(self._moved):
+            if moved >= first:
+                continue
+            other = steps[moved]
+            if other.lead is None or other.lead.before != before:
+                continue
+            for at in range(moved, least):
+                if second.key != steps[at].key and second.meets(steps[at]):
+                    join(clock, steps[at].clock)
+            least = moved
+            if other.time <= clock[other.number]:
+                return False
+            if _precedes(second, other, steps[first]):
                 return True
         return False
 
-    def estimate(self) -> float | None:
-        """How many executions there are in all: a guess, see `sim.strategies.estimate`."""
-        return self._tally.estimate(self._left())
-
-    def at_least(self) -> int:
-        """How many there are for certain: those begun, and one for every branch that is known."""
-        return self._tally.runs + self._begun + sum(self._left())
-
-    def _left(self) -> list[int]:
-        """By place, how many branches are known and have not been entered."""
-        return [max(0, len(place.tree) - 1) for place in self._places]
-
-    def _reverse_races(self) -> None:
-        """Put the other order of every new race into a wakeup tree.
-
-        A race of two steps that the execution before had, too, was dealt with then.  If its other
-        order was asleep, it may not be so behind the steps that came now; but then it is found
-        from what it slept for: that has been explored with these steps behind it, and races with
-        whatever wakes it.
-        """
-        steps = self._history.steps
-        for index in range(self.kept, len(steps)):
-            step = steps[index]
-            second = step
-            if step.fatal:  # not where it comes before what it races with
-                second = Step(step.key, step.cpu, step.op, step.number)
-            for first in step.races:
-                self._insert(first, second)
-            if step.op.kind == ops.CHOOSE:
-                for value in range(step.op.operand):
-                    if value != step.value:
-                        self._insert(index, Step(step.key, step.cpu, step.op, value=value))
-        for first, step in self._races.pending_races():
-            self._insert(first, step)
-
-    def _insert(self, index: int, last: Step) -> None:
-        """See to it that `last` is taken before step `index`."""
-        sequence = self._history.after(index)
-        sequence.append(last)
-        place = self._places[index]
-        if index >= self.floor:
-            place.insert(sequence)
-        elif not place.sleeps(sequence):
-            self.exports.append([index, [self.table.number(step) for step in sequence]])
-
-    # -- parts of a search -----------------------------------------------------------------------
-
-    def packed(self) -> Packed:
-        """What is left to do after :meth:`begin` has returned true, as plain data.
-
-        The steps that all of it has in common, what sleeps at each of them, the tree at the first,
-        and the floor.
-        """
-        sleeping = [[step.packed() for step in place.sleeping] for place in self._places]
-        tree = pack_tree(self._places[0].tree)
-        kept = self.kept or self._given
-        return [kept, sleeping[: kept + 1], tree, self.floor]
-
-    @classmethod
-    def unpacked(cls, packed: Packed) -> Dpor:
-        """A search that goes on where the one that was :meth:`packed` had come."""
-        search = cls(packed[3])
-        search._given, sleeping, tree, _ = packed
-        branches = unpack_tree(tree)
-        for asleep in sleeping:
-            search._places.append(Place([Step.unpacked(step) for step in asleep], branches))
-            branches = branches[0].children if branches else []
-        return search
-
-    def explored(self) -> list[list[int]]:
-        """What has been explored from the floor on, at places that orders from elsewhere can reach.
-
-        They go through inner branches: one list for each place of the current path, as far as its
-        branches are inner, that at the floor first (`pack_explored`).
-        """
-        found = []
-        for above, place in zip(
-            self._places[self.floor - 1 :], self._places[self.floor :], strict=False
-        ):
-            if not above.tree or not above.tree[0].inner:
-                break
-            found.append(pack_explored(place.explored, self.table))
-        return found
-
-    def led(self) -> Packed | None:
-        """The step that led to the floor, as it was taken; None if none was."""
-        steps = self._history.steps
-        return steps[self.floor - 1].packed() if 0 < self.floor <= len(steps) else None
+    def _past(self, first: int, second: Step, index: int) -> Clock:
+        """What happens before `second` if step `first` does not."""
+        history = self._history
+        steps = history.steps
+        clock = second.base[:]
+        clock += [0] * (len(history.of) - len(clock))
+        if second.fatal:
+            for at in range(first + 1, index):
+                if not history.is_after(first, at):
+                    other = steps[at]
+                    clock[other.number] = max(clock[other.number], other.time)
+            return clock
+        for at in second.needs:
+            if at > first and not history.is_after(first, at):
+                join(clock, steps[at].clock)
+        return clock
 
     # -- one execution -------------------------------------------------------------------------
 
@@ -227,35 +359,17 @@ class Dpor:
             step = self._history.steps[at]
             self._value = step.value
             return _thread(step.key, alive, able)
-        places = self._places
-        place = places[at]
-        if place.tree:
-            branch = place.tree[0]
-            self._value = branch.step.value
-            thread: Thread | None = _thread(branch.step.key, alive, able)
+        if at < self._planned:
+            lead = self._ahead[at - max(self.kept, 1)]
+            self._value = lead.value
+            thread: Thread | None = _thread(lead.key, alive, able)
         else:
             self._value = 0
-            thread = self._any(place, alive, able, last)
+            then = self._plan.then if at == self._planned else -1
+            thread = _any(then, alive, able, last)
         if thread is not None:
             self._history.about(thread)
         return thread
-
-    def _any(
-        self,
-        place: Place,
-        alive: Sequence[Thread],
-        able: Callable[[Thread], bool],
-        last: Thread | None,
-    ) -> Thread | None:
-        """The last thread, if it can go on and is not asleep; else the first such thread."""
-        asleep = [step.key for step in place.sleeping]
-        if last is not None and last.key not in asleep and able(last):
-            return last
-        for thread in alive:
-            if thread.key not in asleep and able(thread):
-                return thread
-        self.blocked += any(map(able, alive))
-        return None
 
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
@@ -281,19 +395,40 @@ class Dpor:
 
     def _taken(self, event: Event) -> None:
         step = self._races.push(event)
-        place = self._places[self._at - 1]
-        if not place.tree:
-            place.tree.append(Branch(step))
-        elif place.tree[0].children:
-            place.tree[0].inner = True
-        if len(self._places) > self._at:
-            return  # known from a search that this one goes on with
-        asleep = place.sleeping
-        if asleep:
-            asleep = [one for one in asleep if one.key != step.key and not one.meets(step)]
-        else:
-            asleep = []
-        self._places.append(Place(asleep, place.tree[0].children))
+        at = self._at - 1
+        if at < self._planned:
+            lead = self._ahead[at - max(self.kept, 1)]
+            if lead.fixed:
+                step.lead = lead
+            if lead.before is not None:
+                self._moved.append(at)
+        while len(self._plans) < at + 2:
+            self._plans.append([])
+
+
+def _any(
+    then: int, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
+) -> Thread | None:
+    """The thread with key `then`, or else the last one, or else the first, of those that can."""
+    if then >= 0:
+        for thread in alive:
+            if thread.key == then and able(thread):
+                return thread
+    if last is not None and able(last):
+        return last
+    for thread in alive:
+        if able(thread):
+            return thread
+    return None
+
+
+def _precedes(one: Step, other: Step, first: Step) -> bool:
+    """Which of two independent steps is moved before `first` first."""
+    if first.fatal:
+        true_one, true_other = first.truly_meets(one), first.truly_meets(other)
+        if true_one != true_other:
+            return true_one
+    return one.key < other.key
 
 
 def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:

@@ -46,6 +46,8 @@ class Races:
         ordered: list[int] = []
         self._look(step, clock, racing, ordered, event.result)
         if racing:
+            step.base = clock[:]
+            step.needs = [*racing, *ordered] if ordered else racing
             step.races = self._direct(racing)
             for other in racing:
                 join(clock, self._steps[other].clock)
@@ -174,7 +176,10 @@ class Races:
                 break
 
     def _sleep(self, step: Step, clock: Clock, racing: list[int], ordered: list[int]) -> None:
-        """`step` sleeps: leave the step before which nobody had an earlier deadline."""
+        """`step` sleeps: leave the step before which nobody had an earlier deadline.
+
+        Without that one, it still comes after all that read the clock before.
+        """
         ordered += racing
         racing.clear()
         for at in range(len(self._steps) - 1, 0, -1):
@@ -185,6 +190,8 @@ class Races:
                 continue
             if self._earliest(step, at):
                 racing.append(at)
+            else:
+                ordered.append(at)
 
     def _earliest(self, step: Step, without: int) -> bool:
         """Whether `step` would be the next to wake, were it not for step `without`."""
@@ -229,7 +236,7 @@ class Races:
         last = len(self._steps) - 1
         end = self._steps[last]
         if end.fatal:
-            yield from ((first, end) for first in self._unordered(end))
+            yield from ((first, end) for first in self.unordered(end))
         for step in self._pending:
             own = self._history.of[step.number]
             before = own[-1] if own else self._history.born.get(step.number, 0)
@@ -239,13 +246,16 @@ class Races:
                 yield last, step
                 continue
             racing: list[int] = []
-            self._look(step, self._history.clock_of(step.number), racing, [], None)
+            ordered: list[int] = []
+            step.base = self._history.clock_of(step.number)
+            self._look(step, step.base, racing, ordered, None)
+            step.needs = [*racing, *ordered]
             if step.op.kind == ops.LOCK:
                 racing = [at for at in racing if self._steps[at].op.kind in ops.WRITING]
             for first in self._direct(racing):
                 yield first, step
 
-    def _unordered(self, end: Step) -> list[int]:
+    def unordered(self, end: Step) -> list[int]:
         """The last steps of other threads that do not happen before `end`, which is fatal."""
         clock = end.clock + [0] * (len(self._history.of) - len(end.clock))
         found: list[int] = []

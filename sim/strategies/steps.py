@@ -13,6 +13,44 @@ Clock = list[int]  # by dense number of the thread; zeros are missing at the end
 
 
 @final
+class Lead:
+    """A step to be taken: of which thread, and the value if it is to choose one.
+
+    fixed   whether its races are somebody else's: it was moved here, or leads to one that was
+    before  of one that was moved: what it was moved before, as key of the thread and place among
+            that thread's steps; `CHOICE`: nothing, it chooses another value
+    """
+
+    __slots__ = ("before", "fixed", "key", "value")
+
+    def __init__(
+        self,
+        key: int,
+        value: int = 0,
+        before: tuple[int, int] | None = None,
+        *,
+        fixed: bool = True,
+    ) -> None:
+        self.key: Final = key
+        self.value: Final = value
+        self.before: Final = before
+        self.fixed: Final = fixed
+
+    def packed(self) -> Packed:
+        """As plain data."""
+        return [self.key, self.value, self.before, self.fixed]
+
+    @classmethod
+    def unpacked(cls, packed: Packed) -> Lead:
+        """What was :meth:`packed`."""
+        key, value, before, fixed = packed
+        return cls(key, value, None if before is None else (before[0], before[1]), fixed=fixed)
+
+
+CHOICE: Final = (-1, 0)
+
+
+@final
 class Step:
     """A visible step, with the local steps behind it.
 
@@ -26,9 +64,13 @@ class Step:
     before    what a memory cell held before it wrote there
     fatal     whether the execution ended at it: then it is dependent with every step
     mark      how long the history's log was before it
+    base      of one that races: what happens before it by its own thread alone
+    needs     of one that races: the steps that it races with, and those that made it possible
+    lead      what a search had planned it by; None: it was what came next of itself
     """
 
     __slots__ = (
+        "base",
         "before",
         "clock",
         "cpu",
@@ -36,8 +78,10 @@ class Step:
         "ended",
         "fatal",
         "key",
+        "lead",
         "mark",
         "memory",
+        "needs",
         "number",
         "op",
         "races",
@@ -60,7 +104,10 @@ class Step:
         self.end: Final = op.addr + op.size
         self.time = 0
         self.clock: Clock = []
+        self.base: Clock = []
+        self.needs: Sequence[int] = ()
         self.races: Sequence[int] = ()
+        self.lead: Lead | None = None
         self.before: Any = None
         self.fatal = False
         self.mark = 0
@@ -68,30 +115,16 @@ class Step:
 
     def meets(self, other: Step) -> bool:
         """Whether this step and `other`, of another thread, may not change places."""
-        if self.fatal or other.fatal:
-            return True
+        return self.fatal or other.fatal or self.truly_meets(other)
+
+    def truly_meets(self, other: Step) -> bool:
+        """The same, whatever either of them has led to."""
         same_cpu = self.cpu == other.cpu != 0
         if self.memory and other.memory and not same_cpu:
             return (
                 (self.writes or other.writes) and self.start < other.end and other.start < self.end
             )  # as ops.dependent says
         return ops.dependent(self.op, other.op, same_cpu=same_cpu)
-
-    def packed(self) -> Packed:
-        """What :meth:`meets` and a wakeup tree need of it, as plain data."""
-        op = self.op
-        cells = [[c.addr, c.size] for c in op.operand[1]] if op.kind == ops.WAIT else []
-        about = [op.kind, op.addr, op.size, cells]
-        return [self.key, self.cpu, about, self.value, self.fatal]
-
-    @classmethod
-    def unpacked(cls, packed: Packed) -> Step:
-        """The step that was :meth:`packed`; its operation has no target and no value."""
-        key, cpu, (kind, addr, size, cells), value, fatal = packed
-        operand = (None, tuple(Spot(*cell) for cell in cells)) if kind == ops.WAIT else None
-        step = cls(key, cpu, Op(kind, ops.KIND_NAMES[kind], addr, size, None, operand), value=value)
-        step.fatal = fatal
-        return step
 
 
 @final
