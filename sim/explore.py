@@ -13,7 +13,7 @@ from sim.execution import Execution
 from sim.hosts import direct
 from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
 from sim.strategies.bounded import Bounded
-from sim.strategies.dpor import Dpor
+from sim.strategies.dpor import WHOLE, Dpor
 from sim.strategies.replay import Choices, Follow, Hold
 from sim.strategies.steps import Packed
 from sim.totals import COMPLETE, FOUND, Budget, Found, Predicted, Result, Totals
@@ -83,6 +83,15 @@ def _fingerprints(program: Program, choices: Sequence[int], max_steps: int) -> l
         if "was never awaited" in str(warning.message):
             raise MisuseError(f"{warning.message}: write `await` before the call")
     return steps
+
+
+def rehearsed(program: Program, budget: Budget) -> Packed:
+    """All of a complete search, and what is raced for in its first execution (`Dpor.packed`)."""
+    strategy = Dpor()
+    strategy.begin()
+    run_once(program, strategy, max_steps=budget.steps)
+    strategy.begin()
+    return [strategy.packed()[0], WHOLE[1]]
 
 
 class Keep(Protocol):
@@ -273,7 +282,8 @@ class Explorer:
         """What is left of the search when it has been stopped; None: nothing."""
         if self.result.stopped in (COMPLETE, FOUND):
             return None
-        return self._left() if self._strategy.begin() else []
+        self._strategy.begin()  # plans what the last execution leads to
+        return self._left()
 
     def _finish(self) -> None:
         if self._rewound is not None:

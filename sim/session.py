@@ -11,12 +11,12 @@ from typing import Final, Protocol, final
 from sim.campaign import Campaign
 from sim.choosing import Strategy
 from sim.errors import UsageError
-from sim.explore import Explorer
+from sim.explore import Explorer, rehearsed
 from sim.hosts import direct
 from sim.jobs import Jobs
 from sim.pools import Pool, cluster, processes
 from sim.run import Host
-from sim.strategies.dpor import WHOLE, Dpor
+from sim.strategies.dpor import Dpor
 from sim.strategies.frontier import Frontier
 from sim.strategies.steps import Packed
 from sim.totals import COMPLETE, Budget, Found, Result, Totals
@@ -106,7 +106,7 @@ def searching(
     with ExitStack() as stack:
         campaign = (Campaign.resume if resume else Campaign.new)(program, options, out)
         stack.callback(campaign.close)
-        left = _left(campaign, totals) if resume else WHOLE
+        left = _left(campaign, totals) if resume else rehearsed(program, budget)
         if left is None:
             yield Over(totals)
         elif sharing.wanted:
@@ -127,7 +127,7 @@ def _left(campaign: Campaign, totals: Totals) -> Packed | None:
     if campaign.left is None:
         return None
     totals.result.stopped = ""
-    if not campaign.left:
+    if not campaign.left[1]:
         totals.result.complete = True
         totals.result.stopped = COMPLETE
         totals.finish()

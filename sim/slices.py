@@ -93,9 +93,8 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
         pursue=False,
     )
     result = explorer.explore(watch)
-    left: Packed = []
-    if result.stopped != COMPLETE and strategy.begin():
-        left = strategy.packed()
+    if result.stopped != COMPLETE:
+        strategy.begin()  # plans what the last execution leads to
     found = [*result.findings, *result.races]
     counts = Result(
         executions=result.executions,
@@ -109,4 +108,4 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
     for values, n in result.outcomes.items():
         counts.outcomes[plain(values)] += n
     findings = [(one.finding, one.choices) for one in found]
-    return Slice(counts, findings, explorer.predicted, left)
+    return Slice(counts, findings, explorer.predicted, strategy.packed())

@@ -93,7 +93,7 @@ class Rest:
         return cls(path, plans)
 
 
-WHOLE: Final[Packed] = [[[], [[1, [], -1]]]]  # all of a search
+WHOLE: Final[Packed] = [[], [[[], [[1, [], -1]]]]]  # all of a search
 MANY: Final = 4096  # plans that are not put off until what came last has been explored
 
 
@@ -120,7 +120,9 @@ class Dpor:
         self.rewinds = False
         self._history: Final = History()
         self._races: Final = Races(self._history)
-        self._later: Final = [Rest.unpacked(rest) for rest in left]
+        contended, rests = left
+        self._contended: Final[set[int]] = set(contended)  # addresses that steps have raced for
+        self._later: Final = [Rest.unpacked(rest) for rest in rests]
         self._plans: list[list[Plan]] = []  # by place of the current execution
         self._number = 0  # of plans there
         self._path: list[Lead] = []  # to the last of them
@@ -234,13 +236,20 @@ class Dpor:
                 self._moved.append(at)
 
     def packed(self) -> Packed:
-        """What is left to do after :meth:`begin` has returned true, as plain data."""
-        plans = self._plans[: self._place + 1]
-        plans[self._place] = [*plans[self._place], self._plan]
-        steps = self._history.steps[1 : self.kept]
-        path = [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
-        path += self._ahead[: len(self._ahead) - len(self._plan.leads)]
-        return [rest.packed() for rest in (*self._later, Rest(path, plans))]
+        """What is left to do, as plain data; what has been begun and not ended, too.
+
+        The addresses that were raced for, and plans by the paths to them (`Rest`).
+        """
+        rests = list(self._later)
+        if self._begun:
+            plans = self._plans[: self._place + 1]
+            plans[self._place] = [*plans[self._place], self._plan]
+            steps = self._history.steps[1 : self.kept]
+            path = [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
+            path += self._ahead[: len(self._ahead) - len(self._plan.leads)]
+            rests.append(Rest(path, plans))
+        return [sorted(self._contended), [rest.packed() for rest in rests]]
+
     def at_least(self) -> int:
         """How many executions there are for certain: those begun, and one for every plan."""
         return self._runs + self._begun + self._number + self._waiting
@@ -300,6 +309,8 @@ class Dpor:
             return
         leads.append(Lead(second.key, 0, before))
         self._add(first, Plan(leads, step.key))
+        self._contended.add(step.op.addr)
+        self._contended.add(second.op.addr)
 
     def _add(self, place: int, plan: Plan) -> None:
         self._plans[place].append(plan)
@@ -366,10 +377,43 @@ class Dpor:
         else:
             self._value = 0
             then = self._plan.then if at == self._planned else -1
-            thread = _any(then, alive, able, last)
+            thread = self._any(then, alive, able, last)
         if thread is not None:
             self._history.about(thread)
         return thread
+
+    def _any(
+        self,
+        then: int,
+        alive: Sequence[Thread],
+        able: Callable[[Thread], bool],
+        last: Thread | None,
+    ) -> Thread | None:
+        """The thread with key `then`, or else whoever can go on.
+
+        Rather one whose step has been in no race yet, the last thread before others: what comes
+        before a race need not be done again to reverse it.
+        """
+        if then >= 0:
+            for thread in alive:
+                if thread.key == then and able(thread):
+                    return thread
+        if last is not None and able(last) and not self._raced(last):
+            return last
+        found: Thread | None = None
+        for thread in alive:
+            if able(thread):
+                if not self._raced(thread):
+                    return thread
+                if found is None:
+                    found = thread
+        return found
+
+    def _raced(self, thread: Thread) -> bool:
+        """Whether what the thread is about to touch has been raced for."""
+        op = thread.pending
+        assert op is not None
+        return op.addr in self._contended
 
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
@@ -404,22 +448,6 @@ class Dpor:
                 self._moved.append(at)
         while len(self._plans) < at + 2:
             self._plans.append([])
-
-
-def _any(
-    then: int, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
-) -> Thread | None:
-    """The thread with key `then`, or else the last one, or else the first, of those that can."""
-    if then >= 0:
-        for thread in alive:
-            if thread.key == then and able(thread):
-                return thread
-    if last is not None and able(last):
-        return last
-    for thread in alive:
-        if able(thread):
-            return thread
-    return None
 
 
 def _precedes(one: Step, other: Step, first: Step) -> bool:

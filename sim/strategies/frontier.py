@@ -36,6 +36,7 @@ class Frontier:
         self._rests: Final[list[tuple[int, int, Packed]]] = []
         self._came = 0
         self._free = 0
+        self._contended: Final[set[int]] = set()
         self._add(left)
 
     @property
@@ -52,7 +53,7 @@ class Frontier:
         if not self._rests:
             return None
         place, came, (path, plans) = heapq.heappop(self._rests)
-        unit = Unit([[path[: place - 1], plans[:1]]])
+        unit = Unit([sorted(self._contended), [[path[: place - 1], plans[:1]]]])
         if len(plans) > 1:
             heapq.heappush(self._rests, (plans[1][0], came, [path, plans[1:]]))
         self._free -= 1
@@ -69,7 +70,9 @@ class Frontier:
         self._add(left)
 
     def _add(self, left: Packed) -> None:
-        for path, plans in left:
+        contended, rests = left
+        self._contended.update(contended)
+        for path, plans in rests:
             if plans:
                 heapq.heappush(self._rests, (plans[0][0], self._came, [path, plans]))
                 self._came += 1
@@ -77,6 +80,6 @@ class Frontier:
 
     def packed(self) -> Packed:
         """All that is left, units in other hands included."""
-        left: Packed = [rest for unit in self.units for rest in unit.packed]
-        left += [rest for _, _, rest in sorted(self._rests, key=lambda entry: entry[:2])]
-        return left
+        rests: Packed = [rest for unit in self.units for rest in unit.packed[1]]
+        rests += [rest for _, _, rest in sorted(self._rests, key=lambda entry: entry[:2])]
+        return [sorted(self._contended), rests]
