@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, settings
 
 from sim import ops
-from sim.strategies.dpor import Dpor
+from sim.events import Event
+from sim.strategies import dpor
+from sim.strategies.dpor import Dpor, Plan
 from sim.strategies.history import History
 from sim.strategies.races import Races
-from sim.strategies.steps import Spot, Spots, Step
+from sim.strategies.steps import Spot, Spots, Step, join
 from tests.programs.code import Program
 from tests.programs.drawing import Features, only, programs
 from tests.programs.running import TooMany
@@ -39,24 +41,21 @@ SECTIONS = only("accesses", "sections")
 FORKS = only("accesses", "forks")
 WAITS = only("accesses", "waits")
 OBJECTS = only("objects")
+FREED = only("accesses", "objects")
 
-meets = Step.meets
 look = Races._look
 note = History.note
 direct = Races._direct
 ended = Races.ended
 new = Races._new
-insert = Dpor._insert
+add = Dpor._add
+taken = Dpor._taken
+reverse = Dpor._reverse
+could_precede = Dpor._could_precede
+past = Dpor._past
+goes_on = Dpor._any
+put_off = Dpor._put_off
 at = Spots.at
-
-
-def asleep_only(kind: int) -> Mutation:
-    """Steps of that kind wake nobody and are woken by nobody."""
-
-    def mutant(self: Step, other: Step) -> bool:
-        return kind not in (self.op.kind, other.op.kind) and meets(self, other)
-
-    return lambda patch: patch.setattr(Step, "meets", mutant)
 
 
 def unseen(kind: int) -> Mutation:
@@ -83,7 +82,7 @@ def independent(kind: int) -> Mutation:
     """Steps of that kind are independent of all."""
 
     def mutation(patch: Patch) -> None:
-        for mutant in (asleep_only, unseen, unnoted):
+        for mutant in (unseen, unnoted):
             mutant(kind)(patch)
 
     return mutation
@@ -120,43 +119,128 @@ def drop_last_race(patch: Patch) -> None:
     patch.setattr(Races, "_direct", mutant)
 
 
-def never_asleep(patch: Patch) -> None:
-    """What sleeps is explored again."""
-
-    def mutant(self: Dpor, index: int, last: Step) -> None:
-        place = self._places[index]
-        kept, place.sleeping = place.sleeping, []
-        try:
-            insert(self, index, last)
-        finally:
-            place.sleeping = kept
-
-    patch.setattr(Dpor, "_insert", mutant)
-
-
-def all_asleep(patch: Patch) -> None:
-    """Where something sleeps, nothing is added."""
-
-    def mutant(self: Dpor, index: int, last: Step) -> None:
-        if not self._places[index].sleeping:
-            insert(self, index, last)
-
-    patch.setattr(Dpor, "_insert", mutant)
-
-
 def half_of_the_places(parity: int) -> Mutation:
     """At every second place no other order is tried."""
 
-    def mutant(self: Dpor, index: int, last: Step) -> None:
-        if index % 2 != parity:
-            insert(self, index, last)
+    def mutant(self: Dpor, place: int, plan: Plan) -> None:
+        if place % 2 != parity:
+            add(self, place, plan)
 
-    return lambda patch: patch.setattr(Dpor, "_insert", mutant)
+    return lambda patch: patch.setattr(Dpor, "_add", mutant)
+
+
+def nothing_is_fixed(patch: Patch) -> None:
+    """Races of steps that were moved, or that lead to one that was, are reversed again."""
+
+    def mutant(self: Dpor, event: Event) -> None:
+        taken(self, event)
+        self._history.steps[-1].lead = None
+
+    patch.setattr(Dpor, "_taken", mutant)
+
+
+def only_what_was_moved_is_fixed(patch: Patch) -> None:
+    """Races of what leads to a step that was moved are reversed again."""
+
+    def mutant(self: Dpor, event: Event) -> None:
+        taken(self, event)
+        step = self._history.steps[-1]
+        if step.lead is not None and step.lead.before is None:
+            step.lead = None
+
+    patch.setattr(Dpor, "_taken", mutant)
+
+
+def whatever_lies_between(patch: Patch) -> None:
+    """A race is reversed although something was moved in between that does not go with it."""
+
+    def mutant(self: Dpor, first: int, second: Step, index: int) -> None:
+        between = self._history.steps[first + 1 : index]
+        leads = [step.lead for step in between]
+        for step in between:
+            step.lead = None
+        reverse(self, first, second, index)
+        for step, lead in zip(between, leads, strict=True):
+            step.lead = lead
+
+    patch.setattr(Dpor, "_reverse", mutant)
+
+
+def nothing_lies_between(patch: Patch) -> None:
+    """A race is reversed only if nothing was moved in between, whether it goes with it or not."""
+
+    def mutant(self: Dpor, first: int, second: Step, index: int) -> None:
+        if not any(step.lead for step in self._history.steps[first + 1 : index]):
+            reverse(self, first, second, index)
+
+    patch.setattr(Dpor, "_reverse", mutant)
+
+
+def in_any_order(patch: Patch) -> None:
+    """Independent steps are moved before the same one in every order."""
+    patch.setattr(Dpor, "_could_precede", lambda *_: False)
+
+
+def one_only(patch: Patch) -> None:
+    """No two steps are moved before the same one."""
+
+    def mutant(self: Dpor, first: int, second: Step, before: Any, clock: Any) -> bool:
+        leads = [self._history.steps[at].lead for at in self._moved if at < first]
+        return any(lead is not None and lead.before == before for lead in leads)
+
+    patch.setattr(Dpor, "_could_precede", mutant)
 
 
 def without_what_leads_there(patch: Patch) -> None:
-    """Of the steps that have to come before the reversed one, none is put into the tree."""
-    patch.setattr(History, "after", lambda self, index: [])
+    """Of the steps that have to come before the reversed one, none is planned."""
+    patch.setattr(Dpor, "_past", lambda self, *_: [0] * len(self._history.of))
+
+
+def with_what_does_not_lead_there(patch: Patch) -> None:
+    """All that is not ordered after the first step comes with the second."""
+
+    def mutant(self: Dpor, first: int, second: Step, index: int) -> Any:
+        clock = past(self, first, second, index)
+        for at in range(first + 1, index):
+            step = self._history.steps[at]
+            if not self._history.is_after(first, at):
+                clock[step.number] = max(clock[step.number], step.time)
+        return clock
+
+    patch.setattr(Dpor, "_past", mutant)
+
+
+def what_made_it_possible(patch: Patch) -> None:
+    """What had to happen before the second step comes with it, without the first step, too."""
+
+    def mutant(self: Dpor, first: int, second: Step, index: int) -> Any:
+        clock = past(self, first, second, index)
+        for at in second.needs:
+            join(clock, self._history.steps[at].clock)
+        return clock
+
+    patch.setattr(Dpor, "_past", mutant)
+
+
+def whoever_goes_on(patch: Patch) -> None:
+    """Behind a plan, it is not the step that was waiting that comes next."""
+
+    def mutant(self: Dpor, then: int, *args: Any) -> Any:
+        del then
+        return goes_on(self, -1, *args)
+
+    patch.setattr(Dpor, "_any", mutant)
+
+
+def forgotten_plans(patch: Patch) -> None:
+    """Plans that have been put off are forgotten."""
+
+    def mutant(self: Dpor) -> None:
+        put_off(self)
+        self._later.clear()
+
+    patch.setattr(dpor, "MANY", 1)
+    patch.setattr(Dpor, "_put_off", mutant)
 
 
 def release_races(patch: Patch) -> None:
@@ -185,12 +269,7 @@ def no_pending_races(patch: Patch) -> None:
 
 def first_choices(patch: Patch) -> None:
     """Only the first value is ever chosen."""
-
-    def mutant(self: Dpor, index: int, last: Step) -> None:
-        if last.op.kind != ops.CHOOSE:
-            insert(self, index, last)
-
-    patch.setattr(Dpor, "_insert", mutant)
+    patch.setattr(Dpor, "_choose_otherwise", lambda *_: None)
 
 
 def not_fatal(patch: Patch) -> None:
@@ -201,6 +280,16 @@ def not_fatal(patch: Patch) -> None:
         ended(self, threads, fatal=False, stuck=stuck)
 
     patch.setattr(Races, "ended", mutant)
+
+
+def all_that_a_fatal_step_races_with(patch: Patch) -> None:
+    """A fatal step races with what others that depend on it come after, too."""
+    patch.setattr(Dpor, "_of_fatal", lambda self, end: end.races)
+
+
+def fatal_or_not(patch: Patch) -> None:
+    """What only depends on a fatal step because it is fatal is moved as any other."""
+    patch.setattr(dpor, "_precedes", lambda one, other, first: one.key < other.key)
 
 
 def races_with_the_past(patch: Patch) -> None:
@@ -232,22 +321,29 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "loads race with nothing before": (unseen(ops.LOAD), MEMORY),
     "stores race with nothing after": (unnoted(ops.STORE), MEMORY),
     "sections race with nothing before": (unseen(ops.SECTION_BEGIN), SECTIONS),
-    "loads do not wake": (asleep_only(ops.LOAD), MEMORY),
-    "locks do not wake": (asleep_only(ops.LOCK), LOCKS),
-    "grace periods do not wake": (asleep_only(ops.GP_START), SECTIONS),
-    "nothing wakes": (lambda patch: patch.setattr(Step, "meets", lambda *_: False), MEMORY),
-    "everything wakes": (lambda patch: patch.setattr(Step, "meets", lambda *_: True), MEMORY),
+    "nothing meets": (lambda patch: patch.setattr(Step, "meets", lambda *_: False), MEMORY),
+    "everything meets": (lambda patch: patch.setattr(Step, "meets", lambda *_: True), MEMORY),
     "bytes that overlap": (no_overlap, only("regions")),
     "joins come after nothing": (unseen(ops.JOIN), FORKS),
     "grace periods come after nothing": (grace_periods_unordered, None),
     "the first of several races": (drop_first_race, MEMORY),
     "the last of several races": (drop_last_race, MEMORY),
     "races with what is ordered": (races_with_the_past, FORKS),
-    "nothing sleeps": (never_asleep, MEMORY),
-    "all sleeps": (all_asleep, MEMORY),
     "even places": (half_of_the_places(0), MEMORY),
     "odd places": (half_of_the_places(1), MEMORY),
-    "reversals without what leads there": (without_what_leads_there, MEMORY),
+    "nothing is fixed": (nothing_is_fixed, MEMORY),
+    "only what was moved is fixed": (only_what_was_moved_is_fixed, MEMORY),
+    "whatever lies between": (whatever_lies_between, MEMORY),
+    "nothing lies between": (nothing_lies_between, MEMORY),
+    "in any order": (in_any_order, MEMORY),
+    "one only": (one_only, MEMORY),
+    "without what leads there": (without_what_leads_there, MEMORY),
+    "with what does not lead there": (with_what_does_not_lead_there, None),
+    "what made it possible": (what_made_it_possible, LOCKS),
+    "whoever goes on": (whoever_goes_on, None),
+    "forgotten plans": (forgotten_plans, MEMORY),
+    "fatal or not": (fatal_or_not, FREED),
+    "all that a fatal step races with": (all_that_a_fatal_step_races_with, FREED),
     "an acquisition races with a release": (release_races, LOCKS),
     "waits race with nothing": (waits_race, WAITS),
     "threads that are stuck": (no_pending_races, None),

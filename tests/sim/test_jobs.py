@@ -60,17 +60,11 @@ class Inline(Executor):
         return future
 
 
-def whole() -> Frontier:
-    search = Dpor()
-    search.begin()
-    return Frontier.of(search.packed())
-
-
 def share(
     program: Program, pool: Pool, budget: Budget = NO_BUDGET, *, keep_going: bool = True
 ) -> Result:
     totals = Totals(budget, keep_going=keep_going, on_found=lambda found: f"{found.number}")
-    return Jobs(program, whole(), budget, totals, pool, keep_going=keep_going).explore()
+    return Jobs(program, Frontier(), budget, totals, pool, keep_going=keep_going).explore()
 
 
 def totals_of(result: Result) -> Any:
@@ -183,7 +177,7 @@ def test_a_predicted_use_after_free_is_searched_for() -> None:
         return ""
 
     totals = Totals(NO_BUDGET, on_found=on_found)
-    Jobs(program, whole(), NO_BUDGET, totals, Pool(lambda: executor, 2)).explore()
+    Jobs(program, Frontier(), NO_BUDGET, totals, Pool(lambda: executor, 2)).explore()
 
     assert [one.finding.kind for one in found] == ["use-after-free"]
 

@@ -38,6 +38,12 @@ EXAMPLES = {
     "a choice that nobody sees": Program(((Choose(), Choose()), (Choose(),))),
     "somebody waits": Program(((Await("x", 2),), (WRITE, Write("x", 2)), (Write("x", 0),))),
     "two wait for each other": Program(((Await("x"), Write("y", 1)), (Await("y"), WRITE))),
+    # What comes between two steps that race, and leads to neither, races with a third.
+    "one race beside another": Program(
+        ((WRITE,), (Write("z", 1),), (Write("x", 2), Write("z", 2)))
+    ),
+    # Two readers that come after the writer of themselves, though their threads are the first.
+    "readers are let in": Program(((Await("y"), READ), (Await("y"), READ), (Write("y", 1), WRITE))),
     "sleepers": Program(((Sleep(5), WRITE), (Sleep(10), READ), (Sleep(5), Time()))),
     "nested conditions": Program(
         ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from sim import ops
 from sim.strategies.dpor import Dpor
-from sim.strategies.frontier import Frontier
-from sim.strategies.units import Report, Unit
-from tests.programs.code import Program, Read, Swap
+from sim.strategies.frontier import Frontier, Unit
+from tests.programs.code import Program, Swap
 from tests.programs.drawing import ALL, only, programs
 from tests.programs.running import ENGINE, Run, execute, histories
 
@@ -26,6 +25,7 @@ FEATURES = {
     "waits": only("accesses", "waits", "atomics"),
     "forks": only("accesses", "forks", "locks"),
     "readers": only("accesses", "sections"),
+    "objects": only("objects", "sections"),
     "all": replace(ALL, cpus=False),
 }
 
@@ -63,27 +63,19 @@ def whole(program: Program) -> Counter[Any] | None:
     return seen
 
 
-def explore(program: Program, unit: Unit, executions: int) -> tuple[Report, Counter[Any]]:
-    """A slice, as a worker does it."""
-    search = Dpor.unpacked(through_json(unit.packed))
+def explore(program: Program, unit: Unit, executions: int) -> tuple[Any, Counter[Any]]:
+    """A slice, as a worker does it: what is left, and the classes that were seen."""
+    search = Dpor(through_json(unit.packed))
     seen: Counter[Any] = Counter()
-    left = None
-    while search.begin():
-        if seen.total() == executions:
-            left = search.packed()
-            break
+    while search.begin() and seen.total() < executions:
         seen[order(execute(program, search))] += 1
     assert not search.blocked
-    explored = search.explored()
-    told = [search.led(), search.table.packed, search.exports, explored, left]
-    return Report(*through_json(told)), seen
+    return through_json(search.packed()), seen
 
 
 def shared(program: Program, random: Random) -> Counter[Any]:
     """The classes of a search whose units come back late, in any order, some of them never."""
-    search = Dpor()
-    search.begin()
-    frontier = Frontier.of(through_json(search.packed()))
+    frontier = Frontier()
     flying: list[Unit] = []
     seen: Counter[Any] = Counter()
     while not frontier.done:
@@ -94,11 +86,11 @@ def shared(program: Program, random: Random) -> Counter[Any]:
         if fate < 0.1:
             frontier.give_back(unit)
         elif fate < 0.15:  # everybody is killed
-            frontier = Frontier.unpacked(through_json(frontier.packed()))
+            frontier = Frontier(through_json(frontier.packed()))
             flying.clear()
         else:
-            report, new = explore(program, unit, random.choice((1, 1, 2, 5, 30)))
-            frontier.done_with(unit, report)
+            left, new = explore(program, unit, random.choice((1, 1, 2, 5, 30)))
+            frontier.done_with(unit, left)
             seen += new
         assert seen.total() <= 2 * LIMIT
     return seen
@@ -130,26 +122,33 @@ def test_a_shared_search_of_many_programs(features: str, data: st.DataObject, se
     check(data.draw(drawn), seed)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_an_order_that_comes_back_late_goes_behind_inner_branches(seed: int) -> None:
-    """What sleeps behind the inner branch keeps the search there from finding it by itself."""
-    swapping = (Read("x", ops.PLAIN), Swap("x", 0))
-    program = Program(((Read("x", ops.PLAIN),), swapping, (Read("x", ops.PLAIN),)), (None,) * 3)
+def test_plans_are_counted_whoever_has_them() -> None:
+    program = Program(((Swap("x", 1), Swap("x", 2)), (Swap("x", 3), Swap("x", 4))), (None, None))
+    frontier = Frontier()
+    unit = frontier.claim()
+    assert unit is not None
+    assert (frontier.free(), frontier.claim(), frontier.done) == (0, None, False)
 
-    check(program, seed)
+    left, _ = explore(program, unit, 1)
+    frontier.done_with(unit, left)
+    assert frontier.free() == Dpor(left).at_least() == 1
+
+    again = Frontier(through_json(frontier.packed()))
+    assert again.packed() == frontier.packed()
+    assert again.claim() is not None
+    assert Dpor(again.packed()).at_least() == 1  # what is in other hands is left, too
 
 
-def test_a_frontier_that_was_not_shared_is_a_search_again() -> None:
+def test_a_search_can_be_cut_after_every_execution() -> None:
     program = Program(((Swap("x", 1), Swap("x", 2)), (Swap("x", 3), Swap("x", 4))), (None, None))
     expected = whole(program)
     search = Dpor()
     seen: Counter[Any] = Counter()
     while search.begin():
-        packed = Frontier.unpacked(through_json(Frontier.of(search.packed()).packed())).whole()
-        assert packed is not None
-        search = Dpor.unpacked(packed)
+        packed = through_json(search.packed())
+        search = Dpor(packed)
         assert search.begin()
-        assert search.packed() == packed  # also before it has gone on
+        assert through_json(search.packed()) == packed  # also before it has gone on
         seen[order(execute(program, search))] += 1
 
     assert seen == expected
