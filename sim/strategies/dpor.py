@@ -23,7 +23,11 @@ as in Jonsson, Lång, Sagonas, "Awaiting for Godot", FMCAD 2022: what must have 
 step to be possible is ordered before it but no race; the race is with the last step before which
 it was possible.  So two acquisitions of a lock race, and a release and an acquisition do not.
 Threads that can never go on, and those behind a fatal finding, take part with the step that they
-stand before.  A fatal step happens after all that came before it.
+stand before.
+
+A fatal step ends an execution, and what others would have done in it is done in one in which they
+go on instead of it.  So a way to a fatal step, which is what happens before it, may be run more
+than once, with more or fewer steps that have nothing to do with it; every other class is run once.
 """
 
 from __future__ import annotations
@@ -48,13 +52,15 @@ class Plan:
 
     leads  the steps to take, in order
     then   key of the thread that goes on behind them, if it can; -1: whoever does
+    but    keys of threads that do not, for their steps are fatal there
     """
 
-    __slots__ = ("leads", "then")
+    __slots__ = ("but", "leads", "then")
 
-    def __init__(self, leads: list[Lead], then: int) -> None:
+    def __init__(self, leads: list[Lead], then: int, but: tuple[int, ...] = ()) -> None:
         self.leads: Final = leads
         self.then: Final = then
+        self.but: Final = but
 
 
 @final
@@ -73,11 +79,11 @@ class Rest:
         self.number: Final = sum(map(len, plans))
 
     def packed(self) -> Packed:
-        """As plain data: the path, and of every plan the place, the steps, and who is next."""
+        """As plain data: the path, and of every plan the place, the steps, who is next, who not."""
         return [
             [lead.packed() for lead in self.path],
             [
-                [place, [lead.packed() for lead in plan.leads], plan.then]
+                [place, [lead.packed() for lead in plan.leads], plan.then, list(plan.but)]
                 for place, plans in enumerate(self.plans)
                 for plan in plans
             ],
@@ -88,12 +94,13 @@ class Rest:
         """What was :meth:`packed`."""
         path = [Lead.unpacked(lead) for lead in packed[0]]
         plans: list[list[Plan]] = [[] for _ in range(len(path) + 2)]
-        for place, leads, then in packed[1]:
-            plans[place].append(Plan([Lead.unpacked(lead) for lead in leads], then))
+        for place, leads, then, but in packed[1]:
+            steps = [Lead.unpacked(lead) for lead in leads]
+            plans[place].append(Plan(steps, then, tuple(but)))
         return cls(path, plans)
 
 
-WHOLE: Final[Packed] = [[], [[[], [[1, [], -1]]]]]  # all of a search
+WHOLE: Final[Packed] = [[], [[[], [[1, [], -1, []]]]]]  # all of a search
 MANY: Final = 4096  # plans that are not put off until what came last has been explored
 
 
@@ -122,6 +129,7 @@ class Dpor:
         self._races: Final = Races(self._history)
         contended, rests = left
         self._contended: Final[set[int]] = set(contended)  # addresses that steps have raced for
+        self._fatal: Final[set[tuple[int, int]]] = set()  # steps that were: thread and place
         self._later: Final = [Rest.unpacked(rest) for rest in rests]
         self._plans: list[list[Plan]] = []  # by place of the current execution
         self._number = 0  # of plans there
@@ -261,22 +269,29 @@ class Dpor:
         steps = self._history.steps
         if len(steps) < self._planned:
             self.blocked += 1
-        for index in range(self._planned - bool(self._plan.leads), len(steps)):
+        last = len(steps)
+        put_off = self._put_off_fatal(steps[-1])
+        for index in range(self._planned - bool(self._plan.leads), last - put_off):
             step = steps[index]
-            races = self._of_fatal(step) if step.fatal else step.races
-            for first in races:
+            for first in step.races:
                 self._reverse(first, step, index)
             if step.op.kind == ops.CHOOSE:
                 self._choose_otherwise(step, index)
-        for first, step in self._races.pending_races():
-            self._reverse(first, step, len(steps) - (step.fatal))
+        if not put_off and (not steps[-1].fatal or steps[-1].lead is None):
+            for first, step in self._races.stuck_races():
+                self._reverse(first, step, last)
 
-    def _of_fatal(self, end: Step) -> list[int]:
-        """The races of a fatal step with those that it depends on anyway."""
-        last = self._races.unordered(end)
-        return [
-            at for at in end.races if not any(self._history.is_after(at, other) for other in last)
-        ]
+    def _put_off_fatal(self, end: Step) -> bool:
+        """If a fatal step came of itself, plan that others go on instead: its races are theirs."""
+        if not end.fatal or end.lead is not None:
+            return False
+        self._fatal.add((end.key, end.time))
+        place = len(self._history.steps) - 1
+        but = self._plan.but if place == self._planned else ()
+        if end.key in but or not self._races.others_able((*but, end.key)):
+            return False
+        self._add(place, Plan([], -1, (*but, end.key)))
+        return True
 
     def _choose_otherwise(self, step: Step, index: int) -> None:
         """Plan the other values of a choice, if it chose the first of itself."""
@@ -296,7 +311,7 @@ class Dpor:
         if step.lead is not None:
             return
         leads: list[Lead] = []
-        clock = self._past(first, second, index)
+        clock = self._past(first, second)
         for at in range(first + 1, index):
             other = steps[at]
             lead = other.lead
@@ -338,22 +353,16 @@ class Dpor:
             least = moved
             if other.time <= clock[other.number]:
                 return False
-            if _precedes(second, other, steps[first]):
+            if second.key < other.key:
                 return True
         return False
 
-    def _past(self, first: int, second: Step, index: int) -> Clock:
+    def _past(self, first: int, second: Step) -> Clock:
         """What happens before `second` if step `first` does not."""
         history = self._history
         steps = history.steps
         clock = second.base[:]
         clock += [0] * (len(history.of) - len(clock))
-        if second.fatal:
-            for at in range(first + 1, index):
-                if not history.is_after(first, at):
-                    other = steps[at]
-                    clock[other.number] = max(clock[other.number], other.time)
-            return clock
         for at in second.needs:
             if at > first and not history.is_after(first, at):
                 join(clock, steps[at].clock)
@@ -376,8 +385,10 @@ class Dpor:
             thread: Thread | None = _thread(lead.key, alive, able)
         else:
             self._value = 0
-            then = self._plan.then if at == self._planned else -1
-            thread = self._any(then, alive, able, last)
+            first = at == self._planned
+            then = self._plan.then if first else -1
+            but = self._plan.but if first else ()
+            thread = self._any(then, but, alive, able, last)
         if thread is not None:
             self._history.about(thread)
         return thread
@@ -385,6 +396,7 @@ class Dpor:
     def _any(
         self,
         then: int,
+        but: tuple[int, ...],
         alive: Sequence[Thread],
         able: Callable[[Thread], bool],
         last: Thread | None,
@@ -392,28 +404,41 @@ class Dpor:
         """The thread with key `then`, or else whoever can go on.
 
         Rather one whose step has been in no race yet, the last thread before others: what comes
-        before a race need not be done again to reverse it.
+        before a race need not be done again to reverse it.  One whose step is known to be fatal
+        only if there is no other.
         """
         if then >= 0:
             for thread in alive:
                 if thread.key == then and able(thread):
                     return thread
-        if last is not None and able(last) and not self._raced(last):
+        if last is not None and last.key not in but and able(last) and not self._raced(last):
             return last
         found: Thread | None = None
+        fatal: Thread | None = None
         for thread in alive:
-            if able(thread):
-                if not self._raced(thread):
-                    return thread
-                if found is None:
-                    found = thread
-        return found
+            if thread.key in but or not able(thread):
+                continue
+            if not self._raced(thread):
+                return thread
+            if self._fatal and self._is_fatal(thread):
+                fatal = fatal or thread
+            elif found is None:
+                found = thread
+        if found is None and fatal is None and but:
+            self.blocked += any(map(able, alive))
+        return found or fatal
+
+    def _is_fatal(self, thread: Thread) -> bool:
+        """Whether the step that the thread stands before has been fatal somewhere."""
+        history = self._history
+        taken = len(history.of[history.number_of(thread.key)])
+        return (thread.key, taken + 1) in self._fatal
 
     def _raced(self, thread: Thread) -> bool:
         """Whether what the thread is about to touch has been raced for."""
         op = thread.pending
         assert op is not None
-        return op.addr in self._contended
+        return op.addr in self._contended or (bool(self._fatal) and self._is_fatal(thread))
 
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
@@ -448,15 +473,6 @@ class Dpor:
                 self._moved.append(at)
         while len(self._plans) < at + 2:
             self._plans.append([])
-
-
-def _precedes(one: Step, other: Step, first: Step) -> bool:
-    """Which of two independent steps is moved before `first` first."""
-    if first.fatal:
-        true_one, true_other = first.truly_meets(one), first.truly_meets(other)
-        if true_one != true_other:
-            return true_one
-    return one.key < other.key
 
 
 def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:

@@ -232,30 +232,48 @@ class Races:
                     self._pending.append(Step(thread.key, cpu_of(thread), thread.pending, number))
 
     def pending_races(self) -> Iterator[tuple[int, Step]]:
-        """Races with the steps that threads stand before at the end."""
+        """Races with the steps that threads stand before at the end; all race with a fatal one."""
         last = len(self._steps) - 1
         end = self._steps[last]
         if end.fatal:
-            yield from ((first, end) for first in self.unordered(end))
+            yield from ((first, end) for first in self._unordered(end))
         for step in self._pending:
-            own = self._history.of[step.number]
-            before = own[-1] if own else self._history.born.get(step.number, 0)
-            if (end.fatal and before == last) or step.op.kind in (ops.GP_END, ops.JOIN):
-                continue  # what they wait for is a matter of other races
-            if self._steps[last].fatal and self._was_able(step):
+            waits = step.op.kind in (ops.GP_END, ops.JOIN)
+            if end.fatal and not waits and self._was_able(step):
                 yield last, step
-                continue
-            racing: list[int] = []
-            ordered: list[int] = []
-            step.base = self._history.clock_of(step.number)
-            self._look(step, step.base, racing, ordered, None)
-            step.needs = [*racing, *ordered]
-            if step.op.kind == ops.LOCK:
-                racing = [at for at in racing if self._steps[at].op.kind in ops.WRITING]
-            for first in self._direct(racing):
-                yield first, step
+            else:
+                yield from self._stuck(step)
 
-    def unordered(self, end: Step) -> list[int]:
+    def stuck_races(self) -> Iterator[tuple[int, Step]]:
+        """Races with the steps that threads stand before at the end, and cannot take."""
+        for step in self._pending:
+            yield from self._stuck(step)
+
+    def _stuck(self, step: Step) -> Iterator[tuple[int, Step]]:
+        if step.op.kind in (ops.GP_END, ops.JOIN):
+            return  # what they wait for is a matter of other races
+        if self._steps[-1].fatal and self._before(step) == len(self._steps) - 1:
+            return
+        racing: list[int] = []
+        ordered: list[int] = []
+        step.base = self._history.clock_of(step.number)
+        self._look(step, step.base, racing, ordered, None)
+        step.needs = [*racing, *ordered]
+        if step.op.kind == ops.LOCK:
+            racing = [at for at in racing if self._steps[at].op.kind in ops.WRITING]
+        for first in self._direct(racing):
+            yield first, step
+
+    def _before(self, step: Step) -> int:
+        """What the thread of a pending step did last, or what forked it."""
+        own = self._history.of[step.number]
+        return own[-1] if own else self._history.born.get(step.number, 0)
+
+    def others_able(self, but: Sequence[int]) -> bool:
+        """Whether threads other than those with these keys could have taken the last step."""
+        return any(step.key not in but and self._was_able(step) for step in self._pending)
+
+    def _unordered(self, end: Step) -> list[int]:
         """The last steps of other threads that do not happen before `end`, which is fatal."""
         clock = end.clock + [0] * (len(self._history.of) - len(end.clock))
         found: list[int] = []
@@ -267,6 +285,13 @@ class Races:
         """Whether a pending step could have been taken before the last step."""
         op, kind = step.op, step.op.kind
         last = len(self._steps) - 1
+        if self._before(step) == last:
+            return False
+        if kind == ops.JOIN:
+            return self._history.exits.get(op.addr, last) < last
+        if kind == ops.GP_END:
+            ends = self._history.ends
+            return all(ends.get((op.addr, one), last) < last for one in op.operand.waits_for)
         if kind == ops.LOCK:
             return self._value(op.target, last) is None
         if kind == ops.WAIT:

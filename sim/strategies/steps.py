@@ -62,7 +62,7 @@ class Step:
     races     the earlier steps that it races with
     ended     of a grace period's start: behind which steps sections had ended
     before    what a memory cell held before it wrote there
-    fatal     whether the execution ended at it: then it is dependent with every step
+    fatal     whether a finding ended the execution at it
     mark      how long the history's log was before it
     base      of one that races: what happens before it by its own thread alone
     needs     of one that races: the steps that it races with, and those that made it possible
@@ -115,10 +115,6 @@ class Step:
 
     def meets(self, other: Step) -> bool:
         """Whether this step and `other`, of another thread, may not change places."""
-        return self.fatal or other.fatal or self.truly_meets(other)
-
-    def truly_meets(self, other: Step) -> bool:
-        """The same, whatever either of them has led to."""
         same_cpu = self.cpu == other.cpu != 0
         if self.memory and other.memory and not same_cpu:
             return (

@@ -80,6 +80,14 @@ class Await(Instruction):
 
 
 @dataclass(frozen=True)
+class Expect(Instruction):
+    """READ_ONCE, and BUG if it is something else."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True)
 class Time(Instruction):
     """acc = the time."""
 

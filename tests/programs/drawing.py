@@ -14,6 +14,7 @@ from tests.programs.code import (
     Cas,
     Choose,
     Code,
+    Expect,
     Follow,
     Fork,
     Held,
@@ -58,6 +59,7 @@ class Features:
     hogs: bool = True  # who holds a CPU may wait
     forks: bool = True
     choices: bool = True
+    checks: bool = False  # that are fatal where they do not hold
 
 
 ALL = Features()
@@ -135,6 +137,8 @@ def _simple(features: Features) -> list[SearchStrategy[Instruction]]:
     cell = st.sampled_from(features.cells)
     value = st.integers(0, 2)
     kinds: list[SearchStrategy[Instruction]] = []
+    if features.checks:
+        kinds.append(st.builds(Expect, cell, st.integers(0, 1)))
     if features.accesses:
         kinds += [
             st.builds(Read, cell, st.sampled_from(READ_ORDERS)),

@@ -44,6 +44,7 @@ from tests.programs.code import (
     Cas,
     Choose,
     Code,
+    Expect,
     Follow,
     Fork,
     Held,
@@ -135,6 +136,10 @@ class Interpreter:
                 await fence
             case Choose(n):
                 self.acc = await choose(n)
+            case Expect(name, value):
+                if await memory_op(ops.LOAD, "read", place(name), None, ops.ONCE) != value:
+                    bug: Op[None] = Op(ops.NOTE, "BUG")
+                    await bug
             case Await(name, value):
                 await wait_until(at_least(value), place(name))
             case Time():

@@ -199,10 +199,12 @@ def without_what_leads_there(patch: Patch) -> None:
 def with_what_does_not_lead_there(patch: Patch) -> None:
     """All that is not ordered after the first step comes with the second."""
 
-    def mutant(self: Dpor, first: int, second: Step, index: int) -> Any:
-        clock = past(self, first, second, index)
-        for at in range(first + 1, index):
+    def mutant(self: Dpor, first: int, second: Step) -> Any:
+        clock = past(self, first, second)
+        for at in range(first + 1, len(self._history.steps)):
             step = self._history.steps[at]
+            if step is second:
+                break
             if not self._history.is_after(first, at):
                 clock[step.number] = max(clock[step.number], step.time)
         return clock
@@ -213,8 +215,8 @@ def with_what_does_not_lead_there(patch: Patch) -> None:
 def what_made_it_possible(patch: Patch) -> None:
     """What had to happen before the second step comes with it, without the first step, too."""
 
-    def mutant(self: Dpor, first: int, second: Step, index: int) -> Any:
-        clock = past(self, first, second, index)
+    def mutant(self: Dpor, first: int, second: Step) -> Any:
+        clock = past(self, first, second)
         for at in second.needs:
             join(clock, self._history.steps[at].clock)
         return clock
@@ -282,16 +284,6 @@ def not_fatal(patch: Patch) -> None:
     patch.setattr(Races, "ended", mutant)
 
 
-def all_that_a_fatal_step_races_with(patch: Patch) -> None:
-    """A fatal step races with what others that depend on it come after, too."""
-    patch.setattr(Dpor, "_of_fatal", lambda self, end: end.races)
-
-
-def fatal_or_not(patch: Patch) -> None:
-    """What only depends on a fatal step because it is fatal is moved as any other."""
-    patch.setattr(dpor, "_precedes", lambda one, other, first: one.key < other.key)
-
-
 def races_with_the_past(patch: Patch) -> None:
     """Steps that are ordered race, too."""
 
@@ -342,8 +334,6 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "what made it possible": (what_made_it_possible, LOCKS),
     "whoever goes on": (whoever_goes_on, None),
     "forgotten plans": (forgotten_plans, MEMORY),
-    "fatal or not": (fatal_or_not, FREED),
-    "all that a fatal step races with": (all_that_a_fatal_step_races_with, FREED),
     "an acquisition races with a release": (release_races, LOCKS),
     "waits race with nothing": (waits_race, WAITS),
     "threads that are stuck": (no_pending_races, None),

@@ -76,6 +76,26 @@ def order(steps: Sequence[Step]) -> Order:
     )
 
 
+def way_to_the_end(events: Sequence[Event]) -> list[Event]:
+    """The events that happen before the last visible step, it and the local ones behind it."""
+    last = max((at for at, event in enumerate(events) if event.op.kind not in ops.LOCAL), default=0)
+    needed = set(range(last, len(events)))
+    for at in range(last - 1, -1, -1):
+        one = events[at]
+        if any(
+            one.thread is other.thread
+            or (one.op.kind == ops.FORK and one.result is other.thread)
+            or ops.dependent(
+                one.op,
+                other.op,
+                same_cpu=one.thread.cpu is not None and one.thread.cpu is other.thread.cpu,
+            )
+            for other in (events[after] for after in needed)
+        ):
+            needed.add(at)
+    return [events[at] for at in sorted(needed)]
+
+
 @final
 @dataclass(frozen=True)
 class Ran:

@@ -3,7 +3,8 @@
 Both searches run a program to the end, findings or not.  They have to see the same outcomes (final
 memory, results of all steps, how it ended), the same findings and the same classes of executions
 (`tests.sim.classes.order`), and DPOR has to run one execution of every class and begin none in
-vain.
+vain.  Of executions that a fatal finding ends, only what happens before that is compared, and there
+may be several of a class.
 """
 
 from collections import Counter
@@ -21,8 +22,8 @@ from sim.memory import Memory
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor
 from tests.programs.code import Program
-from tests.programs.running import Outcome, TooMany, execute
-from tests.sim.classes import Order, order, visible
+from tests.programs.running import ENGINE, Outcome, TooMany, execute, histories
+from tests.sim.classes import Order, order, visible, way_to_the_end
 
 LIMIT = 300  # interleavings; a program with more is not tried
 SAMPLE = 30  # executions after which brute force may see that there will be far too many
@@ -36,13 +37,13 @@ class Searched:
 
     classes  how many executions there were of each; equivalent executions have one outcome
     findings the keys of all
-    cut      whether a finding ended an execution
+    fatal    the same of executions that a finding ended: what the threads saw on the way to it
     blocked  executions that were begun in vain
     """
 
     classes: Counter[tuple[Outcome, Order]] = field(default_factory=Counter)
+    fatal: Counter[tuple[Any, Order]] = field(default_factory=Counter)
     findings: set[Any] = field(default_factory=set)
-    cut: bool = False
     blocked: int = 0
 
     @property
@@ -51,7 +52,7 @@ class Searched:
 
     @property
     def executions(self) -> int:
-        return self.classes.total()
+        return self.classes.total() + self.fatal.total()
 
 
 def search(
@@ -65,9 +66,12 @@ def search(
         if done == most or (about is not None and about > 3 * most):
             raise TooMany(f"more than {most} executions")
         run = execute(program, strategy, detectors)
-        found.classes[run.outcome, order(visible(run.events))] += 1
         found.findings |= {_key(finding) for finding in run.execution.findings}
-        found.cut |= run.execution.state is STOPPED
+        if run.execution.state is STOPPED and run.events[-1].op.kind not in ENGINE:
+            events = way_to_the_end(run.events)
+            found.fatal[histories(events), order(visible(events))] += 1
+        else:
+            found.classes[run.outcome, order(visible(run.events))] += 1
     assert getattr(strategy, "complete", False)
     found.blocked = getattr(strategy, "blocked", 0)
     return found
@@ -90,7 +94,7 @@ def difference(program: Program, limit: int = LIMIT) -> str:
     """
     wanted = search(program, Dfs(), standard_detectors, limit)
     told = _difference(program, standard_detectors, wanted)
-    if wanted.cut and not told:
+    if wanted.fatal and not told:
         told = _difference(program, None, search(program, Dfs(), None, limit))
     return told
 
@@ -109,6 +113,9 @@ def _difference(program: Program, detectors: Detectors | None, wanted: Searched)
         return f"findings {sorted(found.findings)}, not {sorted(wanted.findings)}"
     if found.classes.keys() != wanted.classes.keys():
         return f"{len(found.classes.keys() & wanted.classes.keys())} of {classes} classes"
-    if found.executions != classes:
-        return f"{found.executions} executions of {classes} classes"
+    if found.classes.total() != classes:
+        return f"{found.classes.total()} executions of {classes} classes"
+    if found.fatal.keys() != wanted.fatal.keys():
+        both = found.fatal.keys() & wanted.fatal.keys()
+        return f"{len(both)} of {len(wanted.fatal)} ways to a fatal finding"
     return f"{found.blocked} executions begun in vain" if found.blocked else ""

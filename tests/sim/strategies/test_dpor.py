@@ -58,6 +58,7 @@ GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
     "choices": (only("accesses", "choices", "atomics"), (2, 4), 3, 7),
     "waits": (only("accesses", "waits", "atomics"), (2, 4), 3, 7),
     "objects and bytes": (only("objects", "sections", "regions"), (2, 3), 2, 5),
+    "fatal checks": (only("accesses", "checks", "waits", "forks"), (2, 4), 3, 7),
     "time": (only("accesses", "time", "locks"), (2, 4), 3, 6),
     "all": (replace(ALL, cpus=False), (2, 4), 3, 8),
 }
