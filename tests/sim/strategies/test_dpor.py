@@ -1,4 +1,4 @@
-"""Optimal DPOR runs one execution of every class of executions, and nothing else.
+"""Optimal DPOR runs one execution of every class of executions, and none in vain.
 
 Random small programs are explored by it and by brute force; both must see the same outcomes, the
 same findings and the same classes (`tests.sim.strategies.against_dfs`).  What a class is:
@@ -27,6 +27,8 @@ from sim.explore import Budget, Explorer
 from sim.hosts import direct
 from sim.macros import READ_ONCE, WRITE_ONCE, choose
 from sim.memory import Memory
+from sim.run import run_once
+from sim.strategies import dpor
 from sim.strategies.dpor import Dpor
 from sim.threads import Body, spawn
 from sim.workload import find
@@ -98,6 +100,33 @@ def test_small_programs_are_explored_as_by_brute_force(name: str) -> None:
 @pytest.mark.parametrize("name", GROUPS)
 def test_many_programs_are_explored_as_by_brute_force(name: str) -> None:
     check(name, MANY)
+
+
+@pytest.mark.parametrize("name", ["memory", "fatal checks", "all"])
+def test_a_search_that_puts_everything_off_explores_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dpor, "MANY", 0)
+    check(name, FEW // 2)
+
+
+def test_what_is_put_off_is_no_more_than_steps_that_are_fixed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So there are at most as many of these lists as an execution has steps."""
+    monkeypatch.setattr(dpor, "MANY", 0)
+    program = find("lastzero").prepare({"n": 7})
+    strategy = Dpor()
+    most, executions = 0, 0
+    while strategy.begin():
+        steps = strategy._history.steps[: strategy.kept]
+        fixed = sum(step.lead is not None for step in steps) + len(strategy._ahead)
+        assert len(strategy._later) <= fixed + 1
+        most = max(most, len(strategy._later))
+        executions += 1
+        run_once(program, strategy)
+    assert executions == 320
+    assert most > 1
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -216,6 +245,8 @@ def test_the_same_executions_in_every_process() -> None:
 
 TELLS = """
 from sim.run import run_once
+from sim.run import run_once
+from sim.strategies import dpor
 from sim.strategies.dpor import Dpor
 from sim.workload import find
 
