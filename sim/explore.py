@@ -163,6 +163,17 @@ class Explorer:
 
     def explore(self, progress: Callable[[Result], None] | None = None) -> Result:
         """Run until done; `progress` is called every few executions."""
+        try:
+            self._search(progress)
+        finally:
+            if self._rewound is not None:
+                self._rewound.close()
+        self._finish()
+        if self._keep is not None:
+            self._keep.keep(self._rest(), self.totals)
+        return self.result
+
+    def _search(self, progress: Callable[[Result], None] | None) -> None:
         totals, result = self.totals, self.result
         totals.start()
         if result.executions:  # in an earlier run
@@ -187,10 +198,6 @@ class Explorer:
                 if not result.stopped:
                     self._pursue(run, prediction, progress)
             result.stopped = result.stopped or totals.over_budget()
-        self._finish()
-        if self._keep is not None:
-            self._keep.keep(self._rest(), totals)
-        return result
 
     def interrupted(self) -> Result:
         """The result so far, of an exploration that Ctrl-C has stopped."""
@@ -286,8 +293,6 @@ class Explorer:
         return self._left()
 
     def _finish(self) -> None:
-        if self._rewound is not None:
-            self._rewound.close()
         self.totals.finish()
         self.result.finished = getattr(self._strategy, "finished", None)
         if not self.result.complete:

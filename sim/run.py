@@ -25,6 +25,8 @@ Host = Callable[[Execution], None]
 _GIVEN: Final = frozenset({ops.STORE, ops.XCHG, ops.CMPXCHG, ops.RMW, ops.NOTE, ops.CHOOSE})
 _PLAIN: Final = (int, str, bytes, tuple, type(None))  # of the same repr in every run
 
+COLLECT: Final = 256  # executions that go back, between two looks for cyclic garbage
+
 HOSTS: Final[dict[str, Host]] = {"direct": direct.run, "trio": trio_host.run_blocking}
 
 
@@ -105,7 +107,8 @@ class Rewound:
     """The executions of a search, each run only from where it leaves the one before.
 
     They make hardly any garbage that reference counts do not find, and the collector would look
-    at all that is kept again and again.
+    at all that is kept again and again.  So it is off until :meth:`close`, and every COLLECT
+    executions it looks at what has come since, once.
     """
 
     def __init__(self, program: Program, strategy: Dpor | Bounded, max_steps: int) -> None:
@@ -114,6 +117,8 @@ class Rewound:
         self._max_steps: Final = max_steps
         self._execution: Execution | None = None
         self._predictions: list[Prediction] = []
+        self._runs = 0
+        self._collects: Final = gc.isenabled()
         strategy.rewinds = True
 
     def next(self) -> Run:
@@ -129,31 +134,38 @@ class Rewound:
                 if self._strategy.kept == 0:
                     raise  # it did begin at the start
                 self._strategy.begin_anew()
+                self._collect_again()
         return run_once(self._program, self._strategy, max_steps=self._max_steps)
 
     def _gone_on(self) -> Run:
+        gc.disable()
+        self._runs += 1
+        if self._runs % COLLECT == 0:
+            gc.collect(1)
         kept = self._strategy.kept
         if kept and self._execution is not None:
             self._execution.rewind(kept - 1)  # the start of the main thread counts as a step
         else:
-            self.close()
+            self._abandon()
             self._execution, self._predictions = build(
                 self._program, self._strategy, log=Log(), max_steps=self._max_steps
             )
             direct.begin(self._execution)
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            direct.go_on(self._execution)
-        finally:
-            if enabled:
-                gc.enable()
+        direct.go_on(self._execution)
         return Run(self._execution, tuple(self._predictions))
 
     def close(self) -> None:
-        """Abandon the threads."""
+        """Abandon the threads.  Idempotent."""
+        self._abandon()
+        self._collect_again()
+
+    def _abandon(self) -> None:
         if self._execution is not None:
             self._execution.close()
+
+    def _collect_again(self) -> None:
+        if self._collects:
+            gc.enable()
 
 
 Fingerprint = tuple[str, str, int, str]

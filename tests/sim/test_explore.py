@@ -1,5 +1,6 @@
 """Verdicts are honest, budgets hold, predictions are pursued."""
 
+import gc
 import math
 import warnings
 
@@ -364,3 +365,14 @@ def test_executions_start_anew_where_going_back_fails(strategy: Dpor | Bounded) 
     assert result.complete
     assert not result.findings
     assert strategy.rewinds is False
+
+
+# -- going back ------------------------------------------------------------------------------------
+
+
+def test_the_collector_of_garbage_is_off_while_executions_go_back_and_then_on_again() -> None:
+    during: list[bool] = []
+    Explorer(counter(2, 2), Dpor(), Budget()).explore(lambda _: during.append(gc.isenabled()))
+
+    assert not any(during)
+    assert gc.isenabled()
