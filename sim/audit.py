@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sim.errors import MisuseError
-from sim.ops import Audit, Op
+from sim.ops import AUDIT, Op
 from sim.threads import Body, Thread
 
 
@@ -13,13 +13,13 @@ def audited(thread: Thread, coroutine: Body | None) -> Op[Any]:
     """Run `thread` to its next operation, and refuse operations that were made but dropped."""
     assert coroutine is not None
     made: list[Op[Any]] = []
-    Audit.made = made
+    AUDIT.made = made
     op: Any = None
     try:
         op = coroutine.send(thread.result)
         return op  # type: ignore[no-any-return]  # checked by the caller
     finally:
-        Audit.made = None
+        AUDIT.made = None
         for dropped in made:
             if dropped is not op:
                 raise MisuseError(

@@ -1,4 +1,4 @@
-"""A step that happened.  In a file of its own, which can be compiled (see `sim.native`)."""
+"""What is made at every step and every end.  A file of its own: it is compiled (`sim.native`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 from sim.ops import Op
 
 if TYPE_CHECKING:
-    from sim.events import Fault, Snapshot
+    from sim.cells import Struct
+    from sim.events import Fault, Waiting
     from sim.threads import Thread
 
 
@@ -34,3 +35,25 @@ class Event:
         self.result: Final = result
         self.fault: Final = fault
         self.snapshot: Snapshot | None = None
+
+
+@final
+class Snapshot:
+    """The end state of an execution, read-only.
+
+    waiting  threads that cannot take a step (DEADLOCK)
+    live     objects not freed, in order of address
+    roots    objects that exist without being pointed to (static storage)
+    """
+
+    __slots__ = ("live", "roots", "waiting")
+
+    def __init__(
+        self,
+        waiting: tuple[Waiting, ...],
+        live: tuple[Struct, ...],
+        roots: tuple[Struct, ...],
+    ) -> None:
+        self.waiting: Final = waiting
+        self.live: Final = live
+        self.roots: Final = roots

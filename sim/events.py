@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, final
 
-from sim.event import Event
+from sim.event import Event, Snapshot
 from sim.ops import Op
 
 if TYPE_CHECKING:
@@ -69,21 +69,6 @@ class Waiting:
     thread: Thread
     op: Op[Any]
     on: tuple[Thread, ...]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The end state of an execution, read-only.
-
-    waiting  threads that cannot take a step (DEADLOCK)
-    live     objects not freed, in order of address
-    roots    objects that exist without being pointed to (static storage)
-    """
-
-    waiting: tuple[Waiting, ...]
-    live: tuple[Struct, ...]
-    roots: tuple[Struct, ...]
 
 
 @final

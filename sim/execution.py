@@ -25,7 +25,7 @@ from sim.events import Detector, Event, Finding, Snapshot, Waiting
 from sim.memory import Memory
 from sim.ops import Op
 from sim.stack import function_of
-from sim.threads import Body, Running, Spawn, Thread, ThreadTable, copied, remember, revive
+from sim.threads import ACTIVE, Body, Spawn, Thread, ThreadTable, copied, remember, revive
 
 DEFAULT_MAX_STEPS: Final = 20_000
 
@@ -156,7 +156,7 @@ class Execution:
             assert known is not None
             self._stands_at(thread, known)
             return
-        Running.thread = thread
+        ACTIVE.thread = thread
         try:
             coroutine = thread.coroutine
             if thread.stale:
@@ -174,7 +174,7 @@ class Execution:
             refuse_foreign(thread, error)
             op = Op(ops.EXIT, "crash", thread.key, 0, thread, error)
         finally:
-            Running.thread = None
+            ACTIVE.thread = None
         if op.__class__ is not Op:
             raise MisuseError(
                 f"thread {thread.name} awaited {op!r}, which is no operation of rcusim: await "
@@ -257,9 +257,9 @@ class Execution:
             keys.append(thread.key)
         self._last = thread
         if thread.stale and thread.context is not None:
-            Running.thread = thread
+            ACTIVE.thread = thread
             thread.pending = thread.waiting = revive(thread)
-            Running.thread = None
+            ACTIVE.thread = None
         return thread
 
     def able(self, thread: Thread) -> bool:

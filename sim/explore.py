@@ -247,6 +247,8 @@ class Explorer:
         result.at_least = at_least() if at_least is not None else None
 
     def _collect(self, run: Run) -> None:
+        if not run.execution.findings:
+            return
         new = self.totals.new(run.execution.findings)
         choices = self._spelt_out(run).execution.choices if new else []
         within = getattr(self._strategy, "within", None)

@@ -20,7 +20,7 @@ from sim.events import Fault, Stack
 from sim.ops import Op
 from sim.sections import Domain, GracePeriod
 from sim.stack import unwind
-from sim.threads import ARENA_BITS, TEXT_ARENA_BITS, Running, Thread, arena, text_arena
+from sim.threads import ACTIVE, ARENA_BITS, TEXT_ARENA_BITS, Thread, arena, text_arena
 from sim.undo import Log
 
 S = TypeVar("S", bound=Struct)
@@ -98,7 +98,7 @@ class Memory:
 
     def static(self, cls: type[S], *args: Any, **kwargs: Any) -> S:
         """Make an object that exists before the first thread runs and is never freed."""
-        thread = Running.thread
+        thread = ACTIVE.thread
         if self.log is not None and thread is not None:
             made_before = thread.statics
             if thread.next_static < len(made_before):  # the thread runs for the second time

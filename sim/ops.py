@@ -9,7 +9,7 @@ may not change places.  Every hand-off from modelled code to the engine goes thr
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Final, Generic, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
 
 from sim.errors import UsedWithoutAwait
 
@@ -96,10 +96,15 @@ RMW_FUNCTIONS: Final[dict[str, Callable[[int, int], int]]] = {
 }
 
 
+@final
 class Audit:
     """Operations made while a thread ran, so that a forgotten ``await`` can be named."""
 
-    made: ClassVar[list[Op[Any]] | None] = None
+    def __init__(self) -> None:
+        self.made: list[Op[Any]] | None = None
+
+
+AUDIT: Final = Audit()
 
 
 @final
@@ -145,8 +150,8 @@ class Op(Generic[T]):
         self.operand = operand
         self.order = order
         self.function = ""
-        if Audit.made is not None:
-            Audit.made.append(self)
+        if AUDIT.made is not None:
+            AUDIT.made.append(self)
 
     def __await__(self) -> Generator[Op[T], T, T]:
         """Hand the operation to the execution; its result comes back when it has happened."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, final
 
 from sim import ops
@@ -31,12 +30,14 @@ HOSTS: Final[dict[str, Host]] = {"direct": direct.run, "trio": trio_host.run_blo
 
 
 @final
-@dataclass(frozen=True)
 class Run:
     """An execution that has ended, and what its detectors predict about others."""
 
-    execution: Execution
-    predictions: tuple[Prediction, ...]
+    __slots__ = ("execution", "predictions")
+
+    def __init__(self, execution: Execution, predictions: tuple[Prediction, ...]) -> None:
+        self.execution: Final = execution
+        self.predictions: Final = predictions
 
     def choices_before(self, step: int) -> tuple[int, ...]:
         """The choices made before the operation of `step` was picked."""

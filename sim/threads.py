@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ClassVar, Final, final
+from typing import Any, Final, final
 
 from sim.cells import Struct
 from sim.cpu import Cpu
@@ -167,17 +167,22 @@ def text_arena(thread: Thread) -> int:
     return TEXT_BASE + (thread.key << TEXT_ARENA_BITS)
 
 
+@final
 class Running:
     """The thread that runs now, for model code between two operations."""
 
-    thread: ClassVar[Thread | None] = None
+    def __init__(self) -> None:
+        self.thread: Thread | None = None
+
+
+ACTIVE: Final = Running()
 
 
 def current() -> Thread:
     """The thread that is running.  Raises MisuseError outside a modelled thread."""
-    if Running.thread is None:
+    if ACTIVE.thread is None:
         raise MisuseError("no modelled thread is running: call this from a workload's coroutine")
-    return Running.thread
+    return ACTIVE.thread
 
 
 def spawn(

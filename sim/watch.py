@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Final
 
 from sim.errors import MisuseError
-from sim.threads import Running
+from sim.threads import ACTIVE
 
 STUCK_S: Final = 60  # a single execution that takes this long is stuck between two operations
 
@@ -36,7 +36,7 @@ def _arm(seconds: int) -> None:
 
 
 def _stuck(_signal: int, _frame: FrameType | None) -> None:
-    thread = Running.thread
+    thread = ACTIVE.thread
     cure = "make the workload smaller, or lower --max-steps"
     if thread is not None:
         cure = f"thread {thread.name} runs without reaching an operation: await one in its loop"

@@ -22,10 +22,8 @@ def begin(execution: Execution) -> None:
 
 def go_on(execution: Execution) -> None:
     """Run `execution` from where it stands to its end; it is not closed."""
-    resume = execution.resume
-    advance = execution.advance
-    while (step := advance()) is not None:
+    while (step := execution.advance()) is not None:
         thread, forked = step
         if forked is not None:
-            resume(forked)
-        resume(thread)
+            execution.resume(forked)
+        execution.resume(thread)
