@@ -138,9 +138,8 @@ class Execution:
             assert op is not None
             thread.pending = None
             forked = self._perform(thread, op)
-            if op.kind == ops.EXIT:
-                continue
-            return thread, forked
+            if op.kind != ops.EXIT:
+                return thread, forked
         if self._selects is not None:
             self._selects.ended(self.threads.all, fatal=self.state is STOPPED)
         return None
@@ -287,36 +286,33 @@ class Execution:
 
     def _perform(self, thread: Thread, op: Op[Any]) -> Thread | None:
         """Apply one operation, record it, let the detectors see it.  Returns a forked thread."""
-        memory = self.memory
+        memory, log, kind = self.memory, self._log, op.kind
         memory.step = self.step
-        kind = op.kind
+        memory.fault = None
         forked: Thread | None = None
-        if kind == ops.CHOOSE:
+        if kind == ops.EXIT:
+            thread.result = None
+            thread.ended = True
+            at = self._alive.index(thread)
+            del self._alive[at]
+            if log is not None:
+                log.entries.append((_REVIVED, self._alive, at, thread))
+        elif kind == ops.CHOOSE:
             thread.result = self._value(thread, op.operand)
-            memory.fault = None
         elif kind == ops.FORK:
             thread.result = forked = self.threads.start(op.operand, thread)
-            if self._log is not None:
-                forked.fresh = copied(forked.context)
             self._alive.append(forked)
-            if self._log is not None:
-                self._log.call(_unfork, self.threads, self._alive, forked)
-            memory.fault = None
+            if log is not None:
+                forked.fresh = copied(forked.context)
+                log.call(_unfork, self.threads, self._alive, forked)
         else:
             thread.result = memory.apply(thread, op)
-            if kind == ops.EXIT:
-                if self._log is not None:
-                    self._log.entries.append(
-                        (_revived, self._alive, self._alive.index(thread), thread)
-                    )
-                thread.ended = True
-                self._alive.remove(thread)
-            elif kind == ops.NOTE and op.name == "outcome":
+            if kind == ops.NOTE and op.name == "outcome":
                 self.outcomes.append((thread.name, op.operand))
         thread.guarded = False
-        if self._log is not None:
+        if log is not None:
             remember(thread, op)
-            self._log.entries.append((_take_back, thread, memory, None))
+            log.entries.append((_TAKE_BACK, thread, memory, None))
         self._record(Event(self.step, thread, op, thread.result, memory.fault))
         self.step += 1
         return forked
@@ -398,3 +394,7 @@ def _take_back(thread: Thread, memory: Memory, _: None) -> None:
     if thread.context is not None and op.kind != ops.EXIT:  # that is to be what it was, too
         thread.stale = True
         del thread.trail[thread.done :]
+
+
+_REVIVED: Final = _revived  # as in `sim.undo`
+_TAKE_BACK: Final = _take_back

@@ -89,7 +89,6 @@ class Memory:
             ops.CLOCK: lambda _thread, _op: self.clock.now,
             ops.SLEEP: self._sleep,
             ops.JOIN: _nothing,
-            ops.EXIT: _nothing,
             ops.FENCE: _nothing,
             ops.NOTE: _nothing,
         }
@@ -134,7 +133,7 @@ class Memory:
         made.place(label, addr)
         cls.__init__(made, *args, **kwargs)
         if self.log is not None:
-            self.log.item(self._objects, addr)
+            self.log.item(cast("dict[Any, Any]", self._objects), addr)
         self._objects[addr] = made
         return made
 
@@ -209,12 +208,11 @@ class Memory:
     def apply(self, thread: Thread, op: Op[Any]) -> Any:
         """Perform `op` for `thread` and return its result; sets `fault`."""
         self.fault = None
-        kind = op.kind
-        if kind == ops.LOAD:
+        if op.kind == ops.LOAD:
             return self._load(thread, op)
-        if kind == ops.STORE:
+        if op.kind == ops.STORE:
             return self._store(thread, op)
-        return self._apply[kind](thread, op)
+        return self._apply[op.kind](thread, op)
 
     def ready(self, thread: Thread, op: Op[Any]) -> bool:
         """Whether `op`, of one of the kinds in `ops.BLOCKING`, can happen now."""
@@ -322,10 +320,10 @@ class Memory:
 
     def _trylock(self, thread: Thread, op: Op[Any]) -> bool:
         place = self._place_of(op)
-        if place is None or place.value is not None:
-            return False
-        self._set(place, thread)
-        return True
+        if place is not None and place.value is None:
+            self._set(place, thread)
+            return True
+        return False
 
     def _unlock(self, thread: Thread, op: Op[Any]) -> None:
         place = self._place_of(op)
@@ -337,7 +335,7 @@ class Memory:
 
     def _set(self, place: Any, value: Any) -> None:
         if self.log is not None:
-            self.log.entries.append((_put_value, place, place.value, None))
+            self.log.entries.append((_PUT_VALUE, place, place.value, None))
         place.value = value
 
     def _wait(self, _thread: Thread, op: Op[Any]) -> tuple[Any, ...]:
@@ -392,6 +390,9 @@ def _nothing(_thread: Thread, _op: Op[Any]) -> None:
 
 def _put_value(place: Any, value: Any, _: None) -> None:
     place.value = value
+
+
+_PUT_VALUE: Final = _put_value
 
 
 def _after(made: Struct) -> int:

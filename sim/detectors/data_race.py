@@ -19,6 +19,7 @@ from sim.detectors.describe import distinct, frames
 from sim.detectors.happens_before import HappensBefore, wrote
 from sim.events import Detail, Event, Finding, Stack
 from sim.stack import function_of, unwind
+from sim.undo import ABSENT, PUT_ITEM
 
 if TYPE_CHECKING:
     from sim.memory import Memory
@@ -136,7 +137,8 @@ class DataRace:
         if mine is not None and mine.time == time:
             return None
         if self._log is not None:
-            self._log.item(accesses, index)
+            before: object = ABSENT if mine is None else mine
+            self._log.entries.append((PUT_ITEM, accesses, index, before))
         function = op.function or function_of(thread, op)
         stack = unwind(thread) if self._memory.stacks else ()
         mine = accesses[index] = _Access(place, kind, time, event, function, stack)

@@ -28,6 +28,7 @@ from sim.undo import Log
 
 Clock = list[int]  # by Thread.index; a shorter one has zeros behind its end
 
+_CELL: Final = Cell  # a constant is at hand where a class is looked up
 _ACQUIRES: Final = frozenset({ops.ACQUIRE, ops.FULL, ops.DEREF})
 _RELEASES: Final = frozenset({ops.RELEASE, ops.FULL})
 
@@ -127,7 +128,11 @@ class HappensBefore:
         self.time = self.clocks[index][index]
         kind = op.kind
         if kind == ops.LOAD or kind == ops.FETCH:
-            if op.order != ops.PLAIN and (message := self._message(op)) is not None:
+            if (
+                op.order != ops.PLAIN
+                and (self._messages or self._bytes)
+                and (message := self._message(op)) is not None
+            ):
                 self._acquire(index, op.order, message)
         elif kind == ops.STORE:
             self._store(index, event)
@@ -140,7 +145,7 @@ class HappensBefore:
 
     def _message(self, op: Op[Any]) -> Clock | None:
         """What the bytes that `op` reads were last written with."""
-        if op.target.__class__ is Cell:
+        if type(op.target) is _CELL:
             return self._messages.get(op.addr)
         return self._bytes_message(op.addr, op.size)
 
@@ -153,8 +158,10 @@ class HappensBefore:
 
     def _write(self, op: Op[Any], message: Clock | None) -> None:
         """The bytes that `op` writes carry `message` from now on."""
+        if message is None and not self._messages and not self._bytes:
+            return
         addr = op.addr
-        is_cell = op.target.__class__ is Cell
+        is_cell = type(op.target) is _CELL
         if self._log is not None and (message is not None or addr in self._messages):
             self._log.item(self._messages, addr)
         if message is not None and (is_cell or op.target is None):
@@ -225,7 +232,7 @@ class HappensBefore:
         for cell in op.operand[1]:
             message = (
                 self._messages.get(cell.addr)
-                if cell.__class__ is Cell
+                if type(cell) is _CELL
                 else self._bytes_message(cell.addr, cell.size)
             )
             self._acquire(index, op.order, message)

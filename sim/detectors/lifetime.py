@@ -98,6 +98,8 @@ class Lifetime:
             if self._log is not None:
                 self._log.item(self._fetches, op.target.addr)
             self._gone(event, op.target.owner, self._fetches.pop(op.target.addr, {}))
+        elif not self._accesses:
+            return None  # all there is is static
         elif kind == ops.WAIT:
             for place in op.operand[1]:
                 self._accessed(event, place.owner)

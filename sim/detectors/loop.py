@@ -64,19 +64,22 @@ class Livelock:
         self._memory: Final = memory
         self._log: Final = memory.log
         self._limit: Final = limit
-        self._changed = 0  # the step of the last change
+        self._changes: list[int] = [0]  # steps of changes; where nobody goes back, of the last one
         self._threads: list[Thread] = []
         self._spun: dict[Thread, int] = {}  # steps since `limit` steps after the change
         self._reported = False
 
     def observe(self, event: Event) -> Finding | None:
         kind = event.op.kind
+        changes = self._changes
+        while changes[-1] >= event.step > 0:
+            changes.pop()  # has been taken back
         if kind in _FRUITLESS or (kind in _CONDITIONAL and not wrote(event)):
-            return self._spinning(event) if event.step - self._changed > self._limit else None
+            return self._spinning(event) if event.step - changes[-1] > self._limit else None
         log = self._log
-        if log is not None:
-            log.attribute(self, "_changed")
-        self._changed = event.step
+        if log is None:
+            changes.clear()
+        changes.append(event.step)
         if self._spun:
             if log is not None:
                 log.attribute(self, "_spun")
