@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast, final
 
-from sim import ops
+from sim import ops, threads
 from sim.audit import audited, refuse_foreign
 from sim.choosing import Picks, Selects, Strategy
 from sim.errors import MisuseError, RcusimError
@@ -25,7 +25,7 @@ from sim.events import Detector, Event, Finding, Snapshot, Waiting
 from sim.memory import Memory
 from sim.ops import Op
 from sim.stack import function_of
-from sim.threads import ACTIVE, Body, Spawn, Thread, ThreadTable, copied, remember, revive
+from sim.threads import ACTIVE, Body, Known, Spawn, Thread, ThreadTable
 
 DEFAULT_MAX_STEPS: Final = 20_000
 
@@ -149,17 +149,16 @@ class Execution:
 
         Raises MisuseError if it awaits something that is no operation, or drops one.
         """
-        if thread.ahead:
-            trail = thread.trail
-            known = trail[thread.done][0] if thread.done < len(trail) else thread.waiting
-            assert known is not None
-            self._stands_at(thread, known)
+        known = thread.ahead
+        if known is not None:
+            thread.at = known
+            self._stands_at(thread, known.op)
             return
         ACTIVE.thread = thread
         try:
             coroutine = thread.coroutine
-            if thread.stale:
-                op = revive(thread)
+            if thread.stands is not thread.at:
+                op = threads.revive(thread)
             elif self._audit:
                 op = audited(thread, coroutine)
             else:
@@ -180,9 +179,9 @@ class Execution:
                 "only modelled functions inside a modelled thread"
             )
         if self._log is not None:
-            thread.waiting = op
-            if op.kind in ops.MEMORY:
-                op.function = function_of(thread, op)
+            threads.learn(thread, op)
+            if thread.context is None or op.kind in ops.MEMORY:
+                op.function = function_of(thread, op)  # while the coroutine stands there
         self._stands_at(thread, op)
 
     def _stands_at(self, thread: Thread, op: Op[Any]) -> None:
@@ -255,10 +254,8 @@ class Execution:
         if thread.pending is not None and thread.pending.kind != ops.CHOOSE:
             keys.append(thread.key)
         self._last = thread
-        if thread.stale and thread.context is not None:
-            ACTIVE.thread = thread
-            thread.pending = thread.waiting = revive(thread)
-            ACTIVE.thread = None
+        if thread.context is not None and thread.stands is not thread.at:
+            threads.stand(thread)
         return thread
 
     def able(self, thread: Thread) -> bool:
@@ -303,7 +300,7 @@ class Execution:
             thread.result = forked = self.threads.start(op.operand, thread)
             self._alive.append(forked)
             if log is not None:
-                forked.fresh = copied(forked.context)
+                forked.fresh = threads.copied(forked.context)
                 log.call(_unfork, self.threads, self._alive, forked)
         else:
             thread.result = memory.apply(thread, op)
@@ -311,8 +308,8 @@ class Execution:
                 self.outcomes.append((thread.name, op.operand))
         thread.guarded = False
         if log is not None:
-            remember(thread, op)
-            log.entries.append((_TAKE_BACK, thread, memory, None))
+            log.entries.append((_TAKE_BACK, thread, memory, thread.at))
+            threads.remember(thread)
         self._record(Event(self.step, thread, op, thread.result, memory.fault))
         self.step += 1
         return forked
@@ -372,8 +369,8 @@ class Execution:
         return () if holder is None else (holder,)
 
 
-def _unfork(threads: ThreadTable, alive: list[Thread], forked: Thread) -> None:
-    threads.forget(forked)
+def _unfork(table: ThreadTable, alive: list[Thread], forked: Thread) -> None:
+    table.forget(forked)
     alive.pop()
 
 
@@ -382,18 +379,19 @@ def _revived(alive: list[Thread], index: int, thread: Thread) -> None:
     thread.ended = False
 
 
-def _take_back(thread: Thread, memory: Memory, _: None) -> None:
-    """The last step of `thread` has not been taken: it is pending."""
+def _take_back(thread: Thread, memory: Memory, at: Known) -> None:
+    """The last step of `thread`, which was `at`, has not been taken: it is pending."""
     armed = thread.pending
     if armed is not None and armed.kind == ops.SLEEP:
         memory.clock.disarm(thread, armed.operand)
-    thread.done -= 1
-    op = thread.trail[thread.done][0]
+    thread.trail.pop()
+    thread.at = at
+    op = at.op
     thread.pending = op
     thread.guarded = op.kind in ops.BLOCKING
     if thread.context is not None and op.kind != ops.EXIT:  # that is to be what it was, too
-        thread.stale = True
-        del thread.trail[thread.done :]
+        thread.stands = None
+        at.forget()
 
 
 _REVIVED: Final = _revived  # as in `sim.undo`

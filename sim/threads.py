@@ -18,7 +18,11 @@ from sim.ops import FORK, WRITING, Op
 
 Body = Coroutine[Op[Any], Any, Any]
 
-_NUMBERS: Final = frozenset({int, bool})
+KNOWN_RESULTS: Final = 16  # kept of one operation
+KNOWN: Final = 1000  # operations kept of one thread
+
+_INT: Final = int
+_BOOL: Final = bool
 
 
 @final
@@ -43,6 +47,42 @@ class Spawn:
 
 
 @final
+class Known:
+    """An operation at which a thread has stood, and at which one it stood after which result.
+
+    What a thread does follows from the results that it has had, so all that it can do is a tree.
+    """
+
+    __slots__ = ("_following", "_results", "op")
+
+    def __init__(self, op: Op[Any]) -> None:
+        self.op = op
+        self._results: list[Any] = []
+        self._following: list[Known] = []
+
+    def after(self, result: Any) -> Known | None:
+        """The next operation after that result, if it has been had before."""
+        kind = type(result)
+        number = kind is _INT or kind is _BOOL
+        for at, before in enumerate(self._results):
+            if before is result or (number and type(before) is kind and before == result):
+                return self._following[at]
+        return None
+
+    def add(self, result: Any, following: Known) -> None:
+        """Keep what followed after a result, and of the others the last ones."""
+        if len(self._results) == KNOWN_RESULTS:
+            del self._results[0], self._following[0]
+        self._results.append(result)
+        self._following.append(following)
+
+    def forget(self) -> None:
+        """Forget what has followed."""
+        self._results.clear()
+        self._following.clear()
+
+
+@final
 class Thread:
     """A modelled thread: a coroutine, its next operation, its state.
 
@@ -54,11 +94,13 @@ class Thread:
     result    result of the last operation, handed over at the next resume
     context   what the modelled kernel keeps per thread; opaque to sim
     function  what the coroutine was made by
-    trail     where steps may be taken back: all operations that the coroutine has done, with
-              their results; `done` of them have not been taken back
-    ahead     whether the coroutine has been past the last operation done, with this result
-    waiting   the operation at which the coroutine is suspended
-    stale     whether a result was another one, so that the coroutine has to be made anew
+    trail     where steps may be taken back: all operations that the thread has done, with their
+              results
+    at        likewise: the operation at which the thread stands, or that it has just done
+    ahead     the next operation, if it is known from an earlier execution
+    stands    the operation at which the coroutine is suspended; where that is not `at`, it has to
+              be made anew before it can run
+    known     how many operations are kept in the tree of all that it has done
     fresh     a copy of the context as it was when the thread started
     statics   static objects that the thread has made; the next one is number `next_static`
     """
@@ -66,10 +108,10 @@ class Thread:
     __slots__ = (
         "ahead",
         "allocations",
+        "at",
         "context",
         "coroutine",
         "cpu",
-        "done",
         "ended",
         "forks",
         "fresh",
@@ -78,6 +120,7 @@ class Thread:
         "index",
         "key",
         "key_bits",
+        "known",
         "name",
         "next_addr",
         "next_static",
@@ -86,10 +129,9 @@ class Thread:
         "pending",
         "result",
         "sections",
-        "stale",
+        "stands",
         "statics",
         "trail",
-        "waiting",
     )
 
     def __init__(
@@ -115,11 +157,11 @@ class Thread:
         self.function: Callable[[], Body] | None = None
         self.statics: list[Struct] = []
         self.next_static = 0
-        self.trail: list[tuple[Op[Any], Any]] = []
-        self.done = 0
-        self.ahead = False
-        self.waiting: Op[Any] | None = None
-        self.stale = False
+        self.trail: list[tuple[Known, Any]] = []
+        self.at: Known | None = None
+        self.ahead: Known | None = None
+        self.stands: Known | None = None
+        self.known = 0
 
     @property
     def addr(self) -> int:
@@ -269,7 +311,7 @@ class ThreadTable:
 
 
 def revive(thread: Thread) -> Op[Any]:
-    """Make the coroutine of a stale thread anew and give it every result: where it stands then.
+    """Make the coroutine of a thread anew and give it every result: where it stands then.
 
     Raises NondeterminismError if it does something else than it did before.
     """
@@ -278,9 +320,9 @@ def revive(thread: Thread) -> Op[Any]:
     if thread.context is not None:
         thread.context = copied(thread.fresh)
     coroutine = thread.function()
-    result: Any = None
-    for op, following in thread.trail:
-        again = coroutine.send(result)
+    again = coroutine.send(None)
+    for known, result in thread.trail:
+        op = known.op
         if (
             again.__class__ is not Op
             or again.kind != op.kind
@@ -292,10 +334,18 @@ def revive(thread: Thread) -> Op[Any]:
                 "something outside the choices decides (a global, the clock, a list that threads "
                 "share)"
             )
-        result = following
+        again = coroutine.send(result)
     thread.coroutine = coroutine
-    thread.stale = False
-    return coroutine.send(result)
+    return again
+
+
+def stand(thread: Thread) -> None:
+    """Bring the coroutine of `thread` to where the thread stands."""
+    assert thread.at is not None
+    ACTIVE.thread = thread
+    thread.pending = thread.at.op = revive(thread)
+    thread.stands = thread.at
+    ACTIVE.thread = None
 
 
 def copied(context: Any) -> Any:
@@ -303,19 +353,22 @@ def copied(context: Any) -> Any:
     return None if context is None else context.copy()
 
 
-def remember(thread: Thread, op: Op[Any]) -> None:
-    """`thread` has done `op`; if it had the same result before, its coroutine knows it."""
-    trail, done, result = thread.trail, thread.done, thread.result
-    thread.done = done + 1
-    if done == len(trail):
-        trail.append((op, result))
-        thread.ahead = False
-        return
-    before = trail[done][1]
-    thread.ahead = before is result or (
-        result.__class__ in _NUMBERS and before.__class__ is result.__class__ and before == result
-    )
-    if not thread.ahead:
-        trail[done] = (op, result)
-        del trail[done + 1 :]
-        thread.stale = True
+def remember(thread: Thread) -> None:
+    """`thread` has done an operation: what it does next may be known."""
+    at, result = thread.at, thread.result
+    assert at is not None
+    thread.trail.append((at, result))
+    thread.ahead = at.after(result)
+
+
+def learn(thread: Thread, op: Op[Any]) -> None:
+    """The coroutine of `thread` has run, and come to `op`."""
+    if thread.known == KNOWN:
+        thread.known = 0
+        for known, _ in thread.trail:
+            known.forget()
+    following = Known(op)
+    if thread.at is not None:
+        thread.at.add(thread.result, following)
+    thread.known += 1
+    thread.at = thread.stands = following

@@ -6,12 +6,14 @@ import warnings
 
 import pytest
 
+from sim import threads
 from sim.cells import Cell, Struct, cell
 from sim.cpu import Cpu
 from sim.errors import MisuseError, NondeterminismError
 from sim.explore import Budget, Explorer, Found, Result, check_determinism
 from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, note, outcome, store
 from sim.memory import Memory
+from sim.run import Rewound
 from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor
@@ -376,3 +378,43 @@ def test_the_collector_of_garbage_is_off_while_executions_go_back_and_then_on_ag
 
     assert not any(during)
     assert gc.isenabled()
+
+
+def test_a_coroutine_runs_only_for_results_that_its_thread_has_not_had() -> None:
+    made: list[int] = []
+
+    @workload()
+    async def looks(memory: Memory) -> None:
+        shared = memory.static(Shared)
+
+        async def writes() -> None:
+            await WRITE_ONCE(shared.flag, 1)
+
+        async def reads(i: int) -> None:
+            made.append(i)
+            await READ_ONCE(shared.flag)
+
+        await spawn(writes)
+        for i in range(4):
+            await spawn(reads, i)
+
+    strategy = Dpor()
+    rewound = Rewound(looks.prepare({}), strategy, 100)
+    executions = 0
+    while strategy.begin():
+        rewound.next()
+        executions += 1
+    rewound.close()
+
+    assert executions == 16
+    assert sorted(made) == [0, 0, 1, 1, 2, 2, 3, 3]  # one read 0, the other 1
+
+
+@pytest.mark.parametrize("name", ["KNOWN", "KNOWN_RESULTS"])
+def test_a_search_does_not_depend_on_how_much_is_kept_of_what_threads_did(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, name, 1)
+    result = Explorer(find("lastzero").prepare({"n": 5}), Dpor(), Budget()).explore()
+
+    assert result.classes == 64
