@@ -19,7 +19,7 @@ from sim.threads import Thread
 
 def unwind(thread: Thread) -> Stack:
     """The modelled stack of a thread that is suspended at an operation."""
-    frames = (_frame_of(coroutine) for coroutine in reversed(_awaiting(thread)))
+    frames = (_frame_of(coroutine) for coroutine in _awaiting(thread))
     return tuple(frame for frame in frames if frame is not None)
 
 
@@ -33,7 +33,7 @@ def function_of(thread: Thread, op: Op[Any]) -> str:
     if op.function:
         return op.function
     function = ""
-    for coroutine in reversed(_awaiting(thread)):
+    for coroutine in _awaiting(thread):
         code = getattr(coroutine, "cr_code", None)
         name = _names.get(code, "")
         if name == "":
@@ -56,12 +56,13 @@ def _interprets(code: CodeType) -> bool:
 
 
 def _awaiting(thread: Thread) -> list[Any]:
-    """The suspended coroutines, outermost first (the innermost one awaits an operation)."""
+    """The suspended coroutines, innermost first: that one awaits an operation."""
     chain: list[Any] = []
     coroutine: Any = thread.coroutine
     while coroutine is not None:
         chain.append(coroutine)
         coroutine = getattr(coroutine, "cr_await", None)
+    chain.reverse()
     return chain
 
 
