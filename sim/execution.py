@@ -42,8 +42,8 @@ Observer = Callable[[Event], None]
 
 
 #: What to go back to: length of the log, number of the step, who took the last one, and lengths
-#: of the lists of findings, outcomes, threads and values.
-_Mark = tuple[int, int, Thread | None, tuple[int, int, int, int]]
+#: of the lists in `Execution.followed`.
+_Mark = tuple[int, int, Thread | None, int, int]
 
 
 @final
@@ -198,12 +198,10 @@ class Execution:
     def rewind(self, steps: int) -> None:
         """Go back to where `steps` visible steps had been taken, at least one ago."""
         assert self._log is not None
-        mark, self.step, self._last, lengths = self._marks[steps]
+        mark, self.step, self._last, keys, values = self._marks[steps]
         self._log.rewind(mark)
         self.state = RUNNING
-        grown: tuple[list[Any], ...] = (self.findings, self.outcomes, *self.followed)
-        for items, length in zip(grown, lengths, strict=True):
-            del items[length:]
+        del self.followed[0][keys:], self.followed[1][values:]
         del self._marks[steps:]
         self._local.clear()
 
@@ -249,8 +247,8 @@ class Execution:
             return None
         keys, values = self.followed
         if self._log is not None:
-            lengths = (len(self.findings), len(self.outcomes), len(keys), len(values))
-            self._marks.append((len(self._log.entries), self.step, self._last, lengths))
+            mark = len(self._log.entries), self.step, self._last, len(keys), len(values)
+            self._marks.append(mark)
         if thread.pending is not None and thread.pending.kind != ops.CHOOSE:
             keys.append(thread.key)
         self._last = thread
@@ -306,6 +304,8 @@ class Execution:
             thread.result = memory.apply(thread, op)
             if kind == ops.NOTE and op.name == "outcome":
                 self.outcomes.append((thread.name, op.operand))
+                if log is not None:
+                    log.grown(self.outcomes)
         thread.guarded = False
         if log is not None:
             log.entries.append((_TAKE_BACK, thread, memory, thread.at))
@@ -333,6 +333,8 @@ class Execution:
                 continue
             for finding in found if isinstance(found, tuple) else (found,):
                 self.findings.append(finding)
+                if self._log is not None:
+                    self._log.grown(self.findings)
                 if finding.fatal:
                     self.state = STOPPED
 

@@ -98,7 +98,8 @@ class DataRace:
         self._order: Final = order
         self._memory: Final = memory
         self._log: Final = memory.log
-        self._places: Final[dict[int, _Place]] = {}  # by address and size
+        self._places: Final[dict[int, _Place]] = {}  # by address: of the size met last
+        self._sized: Final[dict[tuple[int, int], _Place]] = {}  # by address and size
         self._in_word: Final[dict[int, list[_Place]]] = {}  # by address // 8
         self._reported: Final[dict[tuple[int, str, str], None]] = {}
 
@@ -126,9 +127,10 @@ class DataRace:
     def _accessed(
         self, event: Event, addr: int, size: int, kind: int
     ) -> tuple[Finding, ...] | None:
-        place = self._places.get(addr << 4 | size)
-        if place is None:
-            place = self._new_place(addr, size)
+        place = self._places.get(addr)
+        if place is None or place.size != size:
+            place = self._sized.get((addr, size)) or self._new_place(addr, size)
+            self._places[addr] = place
         thread, op = event.thread, event.op
         index = thread.index
         time = self._order.time
@@ -148,7 +150,7 @@ class DataRace:
         return tuple(self._report(event, mine, racing)) if racing else None
 
     def _new_place(self, addr: int, size: int) -> _Place:
-        made = self._places[addr << 4 | size] = _Place(addr, size)
+        made = self._sized[addr, size] = _Place(addr, size)
         for word in range(addr >> 3, (addr + size - 1 >> 3) + 1):
             others = self._in_word.setdefault(word, [])
             for other in others:
