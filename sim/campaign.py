@@ -40,6 +40,7 @@ class Campaign:
         self.totals: dict[str, Any] = {}
         self._identity: dict[str, Any] = {}
         self._due = 0.0
+        self._began = 0.0  # the last checkpoint, with what it takes to pack what is left
         try:
             self._file: Final = sqlite3.connect(path, timeout=0.0, isolation_level=None)
             self._file.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -98,11 +99,11 @@ class Campaign:
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return time.monotonic() >= self._due
+        self._began = time.monotonic()
+        return self._began >= self._due
 
     def keep(self, left: Packed | None, totals: Totals) -> None:
         """Write down what is left of the search, and what was done."""
-        began = time.monotonic()
         state = {"identity": self._identity, "left": left, "totals": totals.packed()}
         text = json.dumps(state, separators=(",", ":"))
         rows = {
@@ -118,7 +119,7 @@ class Campaign:
         except sqlite3.Error as error:
             raise UsageError(f"{self.path}: the campaign cannot be saved: {error}") from None
         now = time.monotonic()
-        self._due = now + max(EVERY_S, SHARE * (now - began))
+        self._due = now + max(EVERY_S, SHARE * (now - self._began))
 
     def close(self) -> None:
         """Leave the file to others."""
