@@ -41,7 +41,7 @@ SECTIONS = only("accesses", "sections")
 FORKS = only("accesses", "forks")
 WAITS = only("accesses", "waits")
 OBJECTS = only("objects")
-FREED = only("accesses", "objects")
+CHECKS = only("accesses", "checks")
 
 look = Races._look
 note = History.note
@@ -266,7 +266,7 @@ def no_pending_races(patch: Patch) -> None:
     def mutant(self: Races) -> Iterator[tuple[int, Step]]:
         return iter(())
 
-    patch.setattr(Races, "pending_races", mutant)
+    patch.setattr(Races, "stuck_races", mutant)
 
 
 def first_choices(patch: Patch) -> None:
@@ -338,7 +338,7 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "waits race with nothing": (waits_race, WAITS),
     "threads that are stuck": (no_pending_races, None),
     "alternatives of choices": (first_choices, only("accesses", "choices")),
-    "fatal findings": (not_fatal, OBJECTS),
+    "fatal findings": (not_fatal, CHECKS),
 }
 
 
