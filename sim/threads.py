@@ -316,7 +316,7 @@ def revive(thread: Thread) -> Op[Any]:
     Raises NondeterminismError if it does something else than it did before.
     """
     assert thread.function is not None
-    thread.sections = thread.next_static = 0
+    thread.sections = thread.next_static = thread.forks = 0
     if thread.context is not None:
         thread.context = copied(thread.fresh)
     coroutine = thread.function()
@@ -334,6 +334,8 @@ def revive(thread: Thread) -> Op[Any]:
                 "something outside the choices decides (a global, the clock, a list that threads "
                 "share)"
             )
+        if op.kind == FORK:
+            thread.forks += 1
         again = coroutine.send(result)
     thread.coroutine = coroutine
     return again
