@@ -21,7 +21,7 @@ from sim import ops, threads
 from sim.audit import audited, refuse_foreign
 from sim.choosing import Picks, Selects, Strategy
 from sim.errors import MisuseError, RcusimError
-from sim.events import Detector, Event, Finding, Snapshot, Waiting
+from sim.events import Detector, Event, Fault, Finding, Snapshot, Waiting
 from sim.memory import Memory
 from sim.ops import Op
 from sim.stack import function_of
@@ -283,7 +283,7 @@ class Execution:
         """Apply one operation, record it, let the detectors see it.  Returns a forked thread."""
         memory, log, kind = self.memory, self._log, op.kind
         memory.step = self.step
-        memory.fault = None
+        fault: Fault | None = None
         forked: Thread | None = None
         if kind == ops.EXIT:
             thread.result = None
@@ -302,6 +302,7 @@ class Execution:
                 log.call(_unfork, self.threads, self._alive, forked)
         else:
             thread.result = memory.apply(thread, op)
+            fault = memory.fault
             if kind == ops.NOTE and op.name == "outcome":
                 self.outcomes.append((thread.name, op.operand))
                 if log is not None:
@@ -310,7 +311,7 @@ class Execution:
         if log is not None:
             log.entries.append((_TAKE_BACK, thread, memory, thread.at))
             threads.remember(thread)
-        self._record(Event(self.step, thread, op, thread.result, memory.fault))
+        self._record(Event(self.step, thread, op, thread.result, fault))
         self.step += 1
         return forked
 
