@@ -146,9 +146,8 @@ def explore(
     ensure_out(out)
     if not json_output:
         typer.echo(intro(program, strategy, seed, budget))
-
-    told = not json_output
-    on_found = _writer(program, out, max_steps, strategy=strategy, seed=seed, told=told)
+    on_found = _writer(program, out, max_steps, strategy=strategy, seed=seed, told=not json_output)
+    line = ProgressLine(enabled=not json_output)
     with searching(
         program,
         chosen,
@@ -159,8 +158,9 @@ def explore(
         on_found=on_found,
         resume=resume,
         sharing=Sharing(jobs, cluster),
+        live=line.shown,
     ) as search:
-        result = _explore(search, quiet=json_output)
+        result = _explore(search, line)
     if json_output:
         options = {"strategy": strategy, "seed": seed, "max_duration_s": max_duration}
         _print_json(result_json(program, options, result))
@@ -191,9 +191,9 @@ def _writer(
     return on_found
 
 
-def _explore(search: Search, *, quiet: bool) -> Result:
+def _explore(search: Search, line: ProgressLine) -> Result:
     """Run `search` under a progress line; Ctrl-C ends it with what was done."""
-    with ProgressLine(enabled=not quiet) as line:
+    with line:
 
         def progress(result: Result) -> None:
             watch()

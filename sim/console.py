@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from sim.explore import Budget, Found, Result
+from sim.totals import COMPLETE, FOUND
 from sim.trace.format import Trace
 from sim.trace.replay import Divergence
 from sim.workload import Program, Workload
 
 EXIT_PROVED, EXIT_FINDING, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_DIVERGED, EXIT_INTERNAL = range(6)
+
+MILLION = 1e6  # from here on numbers are shown with an exponent
 
 EXIT_CODES = {"proved": EXIT_PROVED, "finding": EXIT_FINDING, "inconclusive": EXIT_INCONCLUSIVE}
 
@@ -63,6 +66,8 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "preemptions_finished": result.finished,
         "stopped": result.stopped,
         "estimate": result.estimate,
+        "estimate_low": result.estimate_low,
+        "estimate_high": result.estimate_high,
         "at_least": result.at_least,
         "digest": program.digest,
         "findings": [_found_json(found) for found in result.findings],
@@ -82,6 +87,7 @@ def _found_json(found: Found) -> dict[str, Any]:
         "threads": list(found.finding.threads),
         "execution": found.number,
         "directed": found.directed,
+        "probed": found.probed,
         "preemptions": found.within,
         "trace": found.trace,
     }
@@ -153,6 +159,8 @@ def summary(program: Program, result: Result) -> list[str]:
     lines += _what_it_means(program, result)
     for found in result.findings:
         how = ", by a search directed at a predicted one" if found.directed else ""
+        if found.probed:
+            how = ", or rather one run behind it to estimate how many there are"
         if found.within is not None:
             how += f", within {_count(found.within, 'preemption')}"
         lines.append(f"  {found.finding.title}  (execution {found.number}{how})")
@@ -207,14 +215,37 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             )
         if result.finished is not None and not result.cut:
             lines.append(f"  no finding within {_count(result.finished, 'preemption')}")
-        if result.estimate is not None and not result.cut:
-            least = "" if result.at_least is None else f"at least {result.at_least:,}, "
-            lines.append(
-                f"  {least}about {result.estimate:.0e} executions in all (a rough estimate)"
-            )
+        if not result.cut:
+            lines += _size(result)
     if result.cut:
         lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
     return lines
+
+
+def _size(result: Result) -> list[str]:
+    """How many executions there are in all, as far as that is known."""
+    about, low, high = result.estimate, result.estimate_low, result.estimate_high
+    if about is None:
+        if result.at_least is None:
+            return []
+        least = f"at least {_count(result.at_least, 'execution')} in all"
+        return [f"  {least}; no estimate, for samples take too long"]
+    if low is None or high is None:
+        return [f"  about {_rough(about)} executions in all (a rough estimate)"]
+    if low == high:
+        return [f"  {about:,.0f} executions in all"]
+    between = f"between {_rough(low)} and {_rough(high)}"
+    least = f"at least {result.at_least:,} for certain"
+    return [f"  about {_rough(about)} executions in all ({between}), {least}"]
+
+
+def _rough(number: float) -> str:
+    """Two digits of a number, without an exponent if that is short."""
+    text = f"{number:.1e}"
+    if number >= MILLION:
+        digits, _, exponent = text.partition("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{float(text):,.0f}"
 
 
 def _classes(result: Result) -> str:
@@ -289,9 +320,8 @@ class ProgressLine:
     def __init__(self, *, enabled: bool) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"))
         console = Console(stderr=True)
-        self._bar = Progress(
-            *columns, console=console, transient=True, disable=not (enabled and console.is_terminal)
-        )
+        self.shown = enabled and console.is_terminal
+        self._bar = Progress(*columns, console=console, transient=True, disable=not self.shown)
         self._task = self._bar.add_task("starting")
 
     def __enter__(self) -> ProgressLine:
@@ -303,10 +333,21 @@ class ProgressLine:
 
     def show(self, result: Result) -> None:
         """Show how far the exploration is; called now and then."""
-        rate = _rate(result.executions, result.elapsed_s)
-        guess = "" if result.estimate is None else f" of about {result.estimate:.0e}"
-        self._bar.update(
-            self._task,
-            description=f"{_count(result.executions, 'execution')}{guess}, {rate}/s, "
-            f"{_count(len(result.findings), 'finding')}",
-        )
+        self._bar.update(self._task, description=progress_text(result))
+
+
+def progress_text(result: Result) -> str:
+    """How far an exploration is: executions, how fast, classes, how many there may be, findings."""
+    rate = _rate(result.executions, result.elapsed_s)
+    told = [f"{_count(result.executions, 'execution')}, {rate}/s"]
+    of = "" if result.estimate is None else f" of about {_rough(result.estimate)}"
+    if result.optimal:
+        classes = result.executions - result.directed - result.redundant
+        told.append(_count(classes, "class", "classes") + of)
+    else:
+        told[0] = f"{_count(result.executions, 'execution')}{of}, {rate}/s"
+    if result.optimal and result.stopped not in ("", COMPLETE, FOUND):
+        told.append("estimating")
+    else:
+        told.append(_count(len(result.findings), "finding"))
+    return ", ".join(told)

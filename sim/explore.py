@@ -12,11 +12,12 @@ from sim.errors import MisuseError, NondeterminismError, UsageError
 from sim.execution import Execution
 from sim.hosts import direct
 from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
+from sim.sizing import Sizing
 from sim.strategies.bounded import Bounded
 from sim.strategies.dpor import WHOLE, Dpor
 from sim.strategies.replay import Choices, Follow, Hold
 from sim.strategies.steps import Packed
-from sim.totals import COMPLETE, FOUND, Budget, Found, Predicted, Result, Totals
+from sim.totals import COMPLETE, FOUND, INTERRUPTED, Budget, Found, Predicted, Result, Totals
 from sim.workload import Program
 
 __all__ = [
@@ -113,6 +114,7 @@ class Explorer:
     totals    what it adds to (a new one: from `budget`, `keep_going` and `on_found`)
     on_found  called once for each distinct finding, to write its trace; returns the path
     keep      called between two executions, to keep what is left of the search; see `Keep`
+    sizing    estimates how large the search is, between executions and when it has been stopped
     before    how many executions of the search have been run elsewhere
     pursue    whether to search for predicted use-after-frees at once; else they are in `predicted`
               with the choices before the access
@@ -129,6 +131,7 @@ class Explorer:
         on_found: Callable[[Found], str] | None = None,
         totals: Totals | None = None,
         keep: Keep | None = None,
+        sizing: Sizing | None = None,
         before: int = 0,
         pursue: bool = True,
     ) -> None:
@@ -146,8 +149,11 @@ class Explorer:
         self._budget: Final = budget
         self._host: Final = host
         self._keep: Final = keep
+        self._sizing: Final = sizing
         self._before: Final = before
         self._pursues: Final = pursue
+        self._sound = True  # whether the strategy knows what is left
+        self._counted = True  # whether the execution that it has begun last is over
         self._rewound: Final = (
             Rewound(program, strategy, budget.steps)
             if isinstance(strategy, Dpor | Bounded)
@@ -168,9 +174,10 @@ class Explorer:
         finally:
             if self._rewound is not None:
                 self._rewound.close()
-        self._finish()
+        left = self._end(progress)
         if self._keep is not None:
-            self._keep.keep(self._rest(), self.totals)
+            over = self.result.stopped == FOUND
+            self._keep.keep(None if over else left, self.totals)
         return self.result
 
     def _search(self, progress: Callable[[Result], None] | None) -> None:
@@ -179,14 +186,15 @@ class Explorer:
         if result.executions:  # in an earlier run
             result.stopped = totals.over_budget()
         while not result.stopped:
-            if not self._strategy.begin():
-                result.complete = getattr(self._strategy, "complete", False)
-                result.stopped = COMPLETE
-                result.estimate = result.at_least = None
+            if not self._begin():
+                self._complete()
                 break
             if self._keep is not None and self._keep.due():
                 self._keep.keep(self._left(), totals)
+            if self._sizing is not None and self._sizing.due():
+                self._sizing.glance(self._left(), result, self.probed)
             run = self._next()
+            self._counted = True
             self._count(run.execution, progress)
             n = self._before + result.executions
             if n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
@@ -201,9 +209,20 @@ class Explorer:
 
     def interrupted(self) -> Result:
         """The result so far, of an exploration that Ctrl-C has stopped."""
-        self.result.stopped = "Ctrl-C"
-        self._finish()
+        self.result.stopped = INTERRUPTED
+        self._end()
         return self.result
+
+    def _begin(self) -> bool:
+        """Begin the next execution, if there is one."""
+        self._sound = False
+        begun = self._strategy.begin()
+        self._sound, self._counted = True, False
+        return begun
+
+    def _complete(self) -> None:
+        self.result.complete = getattr(self._strategy, "complete", False)
+        self.result.stopped = COMPLETE
 
     def _next(self) -> Run:
         """The execution that the strategy has begun."""
@@ -237,23 +256,23 @@ class Explorer:
             progress(self.result)
 
     def _look_ahead(self) -> None:
-        """Ask the strategy how many executions there are, while it has not tried all."""
-        result = self.result
-        if result.stopped == COMPLETE:
-            return
+        """Ask the strategy how many executions there are, if it is one that knows."""
         estimate = getattr(self._strategy, "estimate", None)
-        at_least = getattr(self._strategy, "at_least", None)
-        result.estimate = estimate() if estimate is not None else None
-        result.at_least = at_least() if at_least is not None else None
+        if estimate is not None:
+            self.result.estimate = estimate()
 
-    def _collect(self, run: Run) -> None:
+    def probed(self, run: Run) -> None:
+        """Take the findings of an execution that was not run for them (`Sizing`)."""
+        self._collect(run, probed=True)
+
+    def _collect(self, run: Run, *, probed: bool = False) -> None:
         if not run.execution.findings:
             return
         new = self.totals.new(run.execution.findings)
         choices = self._spelt_out(run).execution.choices if new else []
         within = getattr(self._strategy, "within", None)
         for finding in new:
-            self.totals.found(finding, choices, directed=False, within=within)
+            self.totals.found(finding, choices, directed=False, within=within, probed=probed)
 
     def _pursue(
         self, run: Run, prediction: Prediction, progress: Callable[[Result], None] | None
@@ -283,19 +302,28 @@ class Explorer:
         for finding in self.totals.new(execution.findings):
             self.totals.found(finding, execution.choices, directed=True)
 
+    def _end(self, progress: Callable[[Result], None] | None = None) -> Packed | None:
+        """The search is over for now: what is left of it, if that is of interest."""
+        left = self._rest() if self._keep is not None or self._sizing is not None else None
+        self.totals.finish()
+        self.result.finished = getattr(self._strategy, "finished", None)
+        if self.result.stopped != COMPLETE:
+            self._look_ahead()
+        if left is not None and self._sizing is not None:
+            if progress is not None:
+                progress(self.result)
+            self._sizing.conclude(left, self.result, self.probed)
+        return left
+
     def _left(self) -> Packed:
         assert isinstance(self._strategy, Dpor)
         return self._strategy.packed()
 
     def _rest(self) -> Packed | None:
         """What is left of the search when it has been stopped; None: nothing."""
-        if self.result.stopped in (COMPLETE, FOUND):
+        if self.result.stopped in (COMPLETE, FOUND) or not self._sound:
             return None
-        self._strategy.begin()  # plans what the last execution leads to
+        if self._counted and not self._begin():  # plans what the last execution leads to
+            self._complete()
+            return None
         return self._left()
-
-    def _finish(self) -> None:
-        self.totals.finish()
-        self.result.finished = getattr(self._strategy, "finished", None)
-        if not self.result.complete:
-            self._look_ahead()

@@ -18,10 +18,11 @@ from typing import Final, final
 from sim.errors import UsageError
 from sim.explore import Explorer, Keep
 from sim.pools import Pool
+from sim.sizing import Sizing
 from sim.slices import Limits, Slice, run_slice, spec_of
 from sim.strategies.dpor import Dpor
 from sim.strategies.frontier import Frontier, Unit
-from sim.totals import COMPLETE, FOUND, Budget, Result, Totals
+from sim.totals import COMPLETE, FOUND, INTERRUPTED, Budget, Result, Totals
 from sim.workload import Program
 
 SLICE_S: Final = 0.5  # of a slice, where there is enough to do for all
@@ -45,6 +46,7 @@ class Jobs:
         *,
         keep_going: bool = False,
         keep: Keep | None = None,
+        sizing: Sizing | None = None,
     ) -> None:
         self.totals: Final = totals
         self._frontier: Final = frontier
@@ -52,8 +54,9 @@ class Jobs:
         self._pool: Final = pool
         self._keep_going: Final = keep_going
         self._keep: Final = keep
+        self._sizing: Final = sizing
         self._spec: Final = spec_of(program)
-        # Makes the directed searches, and nothing else.
+        # Makes the directed searches and takes what probes find, and nothing else.
         self._explorer: Final = Explorer(program, Dpor(), budget, totals=totals)
         self._running: Final[dict[Future[Slice], tuple[Unit, int]]] = {}
         self._deaths = 0
@@ -68,8 +71,7 @@ class Jobs:
                 self._checkpoint()
                 self._submit(executor)
                 if not self._running:
-                    result.complete = self._frontier.done
-                    result.stopped = COMPLETE if result.complete else totals.over_budget()
+                    result.stopped = totals.over_budget()
                     break
                 if not self._absorb(progress):
                     executor.shutdown(wait=False)
@@ -81,7 +83,12 @@ class Jobs:
             for future in self._running:
                 future.cancel()
             executor.shutdown(wait=True)
-        totals.finish()
+        if self._frontier.done and result.stopped != FOUND:
+            result.complete = True
+            result.stopped = COMPLETE
+        if progress is not None:
+            progress(result)
+        self._end()
         if self._keep is not None:
             over = result.stopped in (COMPLETE, FOUND)
             self._keep.keep(None if over else self._frontier.packed(), totals)
@@ -89,9 +96,15 @@ class Jobs:
 
     def interrupted(self) -> Result:
         """The result so far, of an exploration that Ctrl-C has stopped."""
-        self.totals.result.stopped = "Ctrl-C"
-        self.totals.finish()
+        self.totals.result.stopped = INTERRUPTED
+        self._end()
         return self.totals.result
+
+    def _end(self) -> None:
+        result = self.totals.result
+        self.totals.finish()
+        if self._sizing is not None and result.stopped not in (COMPLETE, FOUND):
+            self._sizing.conclude(self._frontier.packed(), result, self._explorer.probed)
 
     def _stop(self, why: str) -> None:
         self.totals.result.stopped = self.totals.result.stopped or why
@@ -99,6 +112,9 @@ class Jobs:
     def _checkpoint(self) -> None:
         if self._keep is not None and self._keep.due():
             self._keep.keep(self._frontier.packed(), self.totals)
+        if self._sizing is not None and self._sizing.due():
+            left, result = self._frontier.packed(), self.totals.result
+            self._sizing.glance(left, result, self._explorer.probed)
 
     def _submit(self, executor: Executor) -> None:
         """Give out units as long as the budget is not spoken for."""

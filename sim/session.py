@@ -16,6 +16,7 @@ from sim.hosts import direct
 from sim.jobs import Jobs
 from sim.pools import Pool, cluster, processes
 from sim.run import Host
+from sim.sizing import Sizing
 from sim.strategies.dpor import Dpor
 from sim.strategies.frontier import Frontier
 from sim.strategies.steps import Packed
@@ -84,17 +85,15 @@ def searching(
     on_found: Callable[[Found], str] | None = None,
     resume: bool = False,
     sharing: Sharing = Sharing(),
+    live: bool = False,
 ) -> Iterator[Search]:
     """The search that is asked for; UsageError if it is not to be had.
 
-    out  the directory of the campaign
+    out   the directory of the campaign
+    live  whether to estimate how large a complete search is not only at its end
     """
     if not isinstance(strategy, Dpor):
-        for given, option in ((resume, "--resume"), (sharing.wanted, "--jobs and --cluster")):
-            if given:
-                raise UsageError(
-                    f"{option}: for complete searches that can be cut into parts: --strategy dpor"
-                )
+        _refuse(resume=resume, shared=sharing.wanted)
         yield Explorer(
             program, strategy, budget, host=host, keep_going=keep_going, on_found=on_found
         )
@@ -102,6 +101,7 @@ def searching(
     if sharing.wanted and host is not direct.run:
         raise UsageError("--jobs and --cluster: workers know one host only: --host direct")
     totals = Totals(budget, optimal=True, keep_going=keep_going, on_found=on_found)
+    sizing = Sizing(program, budget, live=live)
     options = {"strategy": "dpor", "max-steps": budget.steps, "keep-going": keep_going}
     with ExitStack() as stack:
         campaign = (Campaign.resume if resume else Campaign.new)(program, options, out)
@@ -114,11 +114,34 @@ def searching(
             stack.callback(pool.close)
             frontier = Frontier(left)
             yield Jobs(
-                program, frontier, budget, totals, pool, keep_going=keep_going, keep=campaign
+                program,
+                frontier,
+                budget,
+                totals,
+                pool,
+                keep_going=keep_going,
+                keep=campaign,
+                sizing=sizing,
             )
         else:
-            one = Dpor(left)
-            yield Explorer(program, one, budget, host=host, totals=totals, keep=campaign)
+            yield Explorer(
+                program,
+                Dpor(left),
+                budget,
+                host=host,
+                totals=totals,
+                keep=campaign,
+                sizing=sizing,
+            )
+
+
+def _refuse(*, resume: bool, shared: bool) -> None:
+    """Raise UsageError for what other strategies cannot do."""
+    for given, option in ((resume, "--resume"), (shared, "--jobs and --cluster")):
+        if given:
+            raise UsageError(
+                f"{option}: for complete searches that can be cut into parts: --strategy dpor"
+            )
 
 
 def _left(campaign: Campaign, totals: Totals) -> Packed | None:

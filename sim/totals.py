@@ -22,6 +22,7 @@ Predicted = tuple[str, str, str]  # kind of the object, thread that accesses it,
 TRIES: Final = 3  # directed executions per kind of predicted use-after-free
 COMPLETE: Final = "every choice has been tried"
 FOUND: Final = "a finding"
+INTERRUPTED: Final = "Ctrl-C"
 COUNTS: Final = ("executions", "directed", "cut", "redundant", "steps", "blocked")  # of a Result
 
 
@@ -42,6 +43,8 @@ class Found:
 
     number   of the execution, counted from 1
     directed whether a directed search showed it
+    probed   whether it was shown by an execution that was run to estimate how many there are, after
+             that of this number
     choices  that lead to it
     within   the bound on preemptions at which a search of bounds in turn came to it, None: no such
     """
@@ -52,6 +55,7 @@ class Found:
     choices: tuple[int, ...]
     trace: str = ""
     within: int | None = None
+    probed: bool = False
 
 
 @final
@@ -71,8 +75,9 @@ class Result:
     stopped     what ended the search
     shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
-    estimate    of the number of executions in all, a guess; None if the strategy knows none
-    at_least    how many there are for certain, None likewise
+    estimate    of the number of executions in all, None: there is none; a complete search that was
+                stopped has one between `estimate_low` and `estimate_high`, and knows how many there
+                are for certain: `at_least`
     """
 
     executions: int = 0
@@ -94,6 +99,8 @@ class Result:
     shared_cpu: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
+    estimate_low: float | None = None
+    estimate_high: float | None = None
     at_least: int | None = None
 
     @property
@@ -136,7 +143,7 @@ class Totals:
         self._tried: Counter[Predicted] = Counter()
         self._witnessed: dict[Predicted, None] = {}
         self._before = 0.0  # seconds of earlier runs
-        self._started = time.monotonic()
+        self._started = 0.0  # when this run began; 0: it has not, or is over
 
     # -- time and budget -------------------------------------------------------------------------
 
@@ -147,7 +154,8 @@ class Totals:
 
     def tick(self) -> float:
         """The seconds so far, those of earlier runs included."""
-        self.result.elapsed_s = self._before + time.monotonic() - self._started
+        if self._started:
+            self.result.elapsed_s = self._before + time.monotonic() - self._started
         return self.result.elapsed_s
 
     def over_budget(self) -> str:
@@ -206,9 +214,11 @@ class Totals:
         *,
         directed: bool,
         within: int | None = None,
+        probed: bool = False,
     ) -> None:
         """A new finding, and the choices that lead to it."""
-        found = Found(finding, self.result.executions, directed, tuple(choices), within=within)
+        number = self.result.executions
+        found = Found(finding, number, directed, tuple(choices), within=within, probed=probed)
         if self._on_found is not None:
             found.trace = self._on_found(found)
         (self.result.findings if finding.decides else self.result.races).append(found)
@@ -233,6 +243,10 @@ class Totals:
     def finish(self) -> None:
         """The search is over, for now."""
         self.tick()
+        self._started = 0.0
+        if self.result.stopped == COMPLETE:
+            self.result.estimate = self.result.at_least = None
+            self.result.estimate_low = self.result.estimate_high = None
         if not self.result.complete:
             self.result.predicted = [
                 f"use-after-free of a {kind} by {access}, freed by {free}"

@@ -20,7 +20,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # What talks to the user and keeps time budgets may measure durations.
-MEASURING = ("sim/totals.py", "sim/campaign.py", "sim/cli.py")
+MEASURING = ("sim/totals.py", "sim/campaign.py", "sim/sizing.py", "sim/cli.py")
 DURATIONS = ("time.monotonic", "time.monotonic_ns", "time.perf_counter", "time.perf_counter_ns")
 
 # Ours, not mirrors of a Linux file.

@@ -134,13 +134,11 @@ class Dpor:
         self._plans: list[list[Plan]] = []  # by place of the current execution
         self._number = 0  # of plans there
         self._path: list[Lead] = []  # to the last of them
-        self._waiting = sum(rest.number for rest in self._later)  # plans in `_later`
         self._plan = Plan([], -1)  # that the current execution follows, from `_place` on
         self._place = 0
         self._ahead: list[Lead] = []  # the steps to take from `kept` on, the plan's the last
         self._planned = 0  # where they end
         self._moved: Final[list[int]] = []  # steps of the current execution that have been moved
-        self._runs = 0
         self._at = 0  # steps taken in this execution
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
@@ -151,7 +149,6 @@ class Dpor:
 
     def begin(self) -> bool:
         if self._begun:
-            self._runs += 1
             self._begun = False
             if self._number > MANY:
                 self._put_off()
@@ -208,10 +205,10 @@ class Dpor:
 
     def _put_off(self) -> None:
         """Leave all plans for later."""
-        self._later.append(Rest(self._walked(), self._plans))
-        self._waiting += self._number
-        self._plans = [[] for _ in self._plans]
-        self._number = 0
+        if self._number:
+            self._later.append(Rest(self._walked(), self._plans))
+            self._plans = [[] for _ in self._plans]
+            self._number = 0
 
     def _walked(self) -> list[Lead]:
         """The steps to the last place with a plan."""
@@ -234,7 +231,6 @@ class Dpor:
             at += 1
         self._place = len(rest.plans)
         self._plans, self._path, self._number = rest.plans, path, rest.number
-        self._waiting -= rest.number
         self._go_back(min(at, len(steps)))
         self._moved.clear()
         for at in range(1, len(steps)):
@@ -242,6 +238,23 @@ class Dpor:
             steps[at].lead = lead if lead.fixed else None
             if lead.before is not None:
                 self._moved.append(at)
+
+    def take(self, left: Packed) -> None:
+        """Explore what is left of some search (`packed`), too."""
+        contended, rests = left
+        self._contended.update(contended)
+        self._later.extend(Rest.unpacked(rest) for rest in rests)
+
+    def leave(self) -> Packed:
+        """What the execution that is over leads to: somebody else explores that."""
+        self._begun = False
+        self._put_off()
+        before = len(self._later)
+        self._reverse_races()
+        self._put_off()
+        led_to = [rest.packed() for rest in self._later[before:]]
+        del self._later[before:]
+        return [sorted(self._contended), led_to]
 
     def packed(self) -> Packed:
         """What is left to do, as plain data; what has been begun and not ended, too.
@@ -257,10 +270,6 @@ class Dpor:
             path += self._ahead[: len(self._ahead) - len(self._plan.leads)]
             rests.append(Rest(path, plans))
         return [sorted(self._contended), [rest.packed() for rest in rests]]
-
-    def at_least(self) -> int:
-        """How many executions there are for certain: those begun, and one for every plan."""
-        return self._runs + self._begun + self._number + self._waiting
 
     # -- what is to be explored, too -------------------------------------------------------------
 

@@ -1,60 +1,112 @@
-"""How many executions a depth-first search will have run, from the part of its tree it has seen.
+"""How many executions a search has left to run, from samples of the tree that they form.
 
-After the recursive estimator of Kilby, Slaney, Thiébaux, Walsh, "Estimating Search Tree Size",
-AAAI 2006, which weighs as Knuth does ("Estimating the Efficiency of Backtrack Programs", 1975),
-but takes no random samples.  Branches that have not been entered are taken to be as large as the
-one finished last beside them, or the one that is being searched if that is smaller.
+Every plan leads to one execution, and that to further plans (`sim.strategies.dpor`).  Knuth,
+"Estimating the Efficiency of Backtrack Programs", Math. Comp. 1975: go down that tree, and of the
+plans that an execution leads to follow one at random; what is met there stands for as many as there
+were to choose from.  That is right on average, but single paths scatter by orders of magnitude, and
+nearly all of them are too low.  So a *probe* is wider here: of all plans of one generation it
+follows several at once, drawn without replacement.  Vaisman, Kroese, "Stochastic Enumeration Method
+for Counting Trees", 2017.  Of width 1 it is Knuth's.
 
-It is a guess without an interval: the branches that have been finished are no random ones.  It is
-too low where races will add branches, and too high where much sleeps in the later ones.  From a
-tenth of the search on it was between a fifth and eight times the truth for small programs of
-`workloads/benchmarks` (the worst: counter(3, 2) and readers(11)); before that, less sure.
+A *round* is a few probes of one width, each an unbiased estimate of its own.  As long as there is
+time for it another round follows, of twice the width, and the last one counts; three probes of it
+are enough.  How wide it becomes is decided by what probes cost, never by what they say.
+
+The interval takes the probes for lognormal (Cox's method, with Student's t): their scatter counts
+twice, for what has been missed as well as for what has been seen.  Measured, it held the truth in
+78 of 100 cases after the first round, in 89 after 200 executions, in 93 after 1,000; with deep and
+narrow trees less often (docs/performance.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, final
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import fmean, variance
+from typing import Final, TypeVar, final
+
+Plan = TypeVar("Plan")
+
+PROBES: Final = 5  # in a round
+FEWEST: Final = 3  # that have to be over when time runs out
+STUDENT: Final = {3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of t, by number of probes
+HUGE: Final = 1e290  # trees are said to be no larger: a sum of such numbers is still a number
+
+
+class SpentError(Exception):
+    """There is no time to run another execution."""
 
 
 @final
-class Tally:
-    """Counts the executions behind every place of the current one.
+@dataclass(frozen=True)
+class Estimate:
+    """How many executions are left, and between which numbers that probably is."""
 
-    runs  executions that have ended
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(
+    plans: Sequence[Plan],
+    behind: Callable[[Plan], Iterable[Plan]],
+    fits: Callable[[int], bool],
+    random: Random,
+) -> Estimate | None:
+    """How many executions some plans lead to, theirs included; None if that takes too long.
+
+    behind  runs the execution of a plan: the plans that it leads to; may raise SpentError
+    fits    whether there is time for so many executions more
     """
+    ran = 0
 
-    def __init__(self) -> None:
-        self.runs = 0
-        # By place: executions before the first through it and before the branch that is being
-        # searched, and in the one that was finished last.
-        self._places: Final[list[list[int]]] = []
+    def counted(plan: Plan) -> Iterable[Plan]:
+        nonlocal ran
+        ran += 1
+        return behind(plan)
 
-    def ended(self, places: int) -> None:
-        """An execution through so many places has ended."""
-        while len(self._places) < places:
-            self._places.append([self.runs, self.runs, 0])
-        self.runs += 1
+    width, latest = 1, None
+    while latest is None or fits(2 * ran * FEWEST // PROBES):
+        ran = 0
+        numbers: list[float] = []
+        try:
+            while len(numbers) < PROBES:
+                number, exact = probe(plans, counted, width, random)
+                if exact:
+                    return Estimate(number, number, number)
+                numbers.append(number)
+        except SpentError:
+            return interval(numbers) if len(numbers) >= FEWEST else latest
+        latest = interval(numbers)
+        width *= 2
+    return latest
 
-    def back(self, place: int) -> None:
-        """The next execution takes another branch at `place`."""
-        del self._places[place + 1 :]
-        behind = self._places[place]
-        behind[2] = self.runs - behind[1]
-        behind[1] = self.runs
 
-    def estimate(self, left: Sequence[int]) -> float | None:
-        """How many executions there will have been; `left`: branches not entered, by place.
+def probe(
+    plans: Sequence[Plan], behind: Callable[[Plan], Iterable[Plan]], width: int, random: Random
+) -> tuple[float, bool]:
+    """One estimate of how many executions some plans lead to, and whether it is exact."""
+    level = list(plans)
+    number, weight, exact = 0.0, 1.0, True
+    while level:
+        if len(level) > width:
+            weight = min(weight * len(level) / width, HUGE)
+            # In their order, for it takes longer to go from one to another that is far away.
+            level = [level[at] for at in sorted(random.sample(range(len(level)), width))]
+            exact = False
+        number += weight * len(level)
+        level = [further for plan in level for further in behind(plan)]
+    return number, exact
 
-        None before the second execution.
-        """
-        left = left[: len(self._places)]
-        inner = 0.0
-        for (start, current, latest), remaining in zip(
-            reversed(self._places), reversed(left), strict=True
-        ):
-            done = current - start
-            if not inner:
-                inner = max(1.0, latest)
-            inner = done + inner + remaining * (min(inner, latest) if latest else inner)
-        return inner or None
+
+def interval(numbers: Sequence[float]) -> Estimate:
+    """What some probes say together; see the module's docstring."""
+    mean = fmean(numbers)
+    logarithms = [math.log(number) for number in numbers]
+    n, scatter = len(numbers), variance(logarithms)
+    middle = fmean(logarithms) + scatter / 2
+    reach = STUDENT[n] * math.sqrt(scatter / n + scatter**2 / (2 * (n - 1)))
+    low, high = (math.exp(min(end, math.log(HUGE))) for end in (middle - reach, middle + reach))
+    return Estimate(mean, min(low, mean), max(high, mean))

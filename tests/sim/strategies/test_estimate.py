@@ -1,53 +1,194 @@
-"""What a search that is not over says about its size: a bound that holds, and a guess near it."""
+"""Probes are right on average, and what a few of them say together mostly holds."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from random import Random
+from typing import Any, cast
 
 import pytest
 
-from sim.explore import Budget, Explorer, Result
-from sim.strategies.dpor import Dpor
-from sim.strategies.estimate import Tally
+from sim.sizing import Aside, each
+from sim.strategies.dpor import WHOLE
+from sim.strategies.estimate import HUGE, SpentError, estimate, interval, probe
+from sim.totals import Budget
 from sim.workload import find
 
-KNOWN = [
-    ("readers", {"n": 8}, 256),
-    ("lastzero", {"n": 7}, 320),
-    ("counter", {"n": 2, "k": 3}, 328),
-    ("atomic_increment", {"n": 5}, 120),
-    ("filesystem", {"n": 18}, 32),
+Tree = tuple[Any, ...]  # an execution: the subtrees of the plans that it leads to
+
+BUSH: Tree = ((), ((), ((),), ((), (), ((),))), (((),),), ())
+SMALL = [
+    ("counter", {"n": 2, "k": 1}),
+    ("atomic_increment", {"n": 3}),
+    ("philosophers", {"n": 4, "ordered": True}),
+    ("indexer", {"n": 12}),
+    ("lastzero", {"n": 3}),
+    ("readers", {"n": 3}),
 ]
-FACTOR = 10  # after a tenth of the search
 
 
-def explored(name: str, params: dict[str, int], executions: int) -> Result:
-    program = find(name).prepare(dict(params))
-    return Explorer(program, Dpor(), Budget(executions=executions)).explore()
+class Every:
+    """All that could be drawn, one after the other; `share`: how likely that is."""
+
+    def __init__(self) -> None:
+        self.path: list[list[int]] = []
+        self.depth = 0
+        self.share = 1.0
+
+    def sample(self, population: Sequence[int], k: int) -> tuple[int, ...]:
+        draws = list(combinations(population, k))
+        if self.depth == len(self.path):
+            self.path.append([0, len(draws)])
+        self.depth += 1
+        self.share /= len(draws)
+        return draws[self.path[self.depth - 1][0]]
+
+    def next(self) -> bool:
+        while self.path and self.path[-1][0] + 1 == self.path[-1][1]:
+            self.path.pop()
+        if self.path:
+            self.path[-1][0] += 1
+        self.depth, self.share = 0, 1.0
+        return bool(self.path)
 
 
-@pytest.mark.parametrize(("name", "params", "classes"), KNOWN)
-@pytest.mark.parametrize("tenths", [1, 3, 6, 9])
-def test_classes_are_no_fewer_than_said_and_about_as_many_as_guessed(
-    name: str, params: dict[str, int], classes: int, tenths: int
+def mean(tree: Tree, width: int) -> float:
+    """What probes of a tree say on average, by trying them all."""
+    every, total, shares = Every(), 0.0, 0.0
+    while True:
+        number, exact = probe([tree], lambda plan: plan, width, cast(Random, every))
+        total += every.share * number
+        shares += every.share
+        assert exact == (not every.path)
+        if not every.next():
+            assert shares == pytest.approx(1)
+            return total
+
+
+def size(tree: Tree) -> int:
+    return 1 + sum(size(further) for further in tree)
+
+
+def tree_of(name: str, params: dict[str, Any]) -> Tree:
+    """The tree of all executions of a program."""
+    runs = Aside(find(name).prepare(params), [], Budget().steps)
+
+    def behind(plan: Any) -> Tree:
+        runs.run(plan)
+        return tuple(behind(further) for further in list(runs.led_to()))
+
+    [root] = each(WHOLE)
+    try:
+        return behind(root)
+    finally:
+        runs.close()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 20])
+def test_probes_are_right_on_average(width: int) -> None:
+    assert mean(BUSH, width) == pytest.approx(size(BUSH))
+
+
+@pytest.mark.parametrize(("name", "params"), SMALL)
+@pytest.mark.parametrize("width", [1, 2])
+def test_probes_of_programs_are_right_on_average(
+    name: str, params: dict[str, Any], width: int
 ) -> None:
-    done = max(2, classes * tenths // 10)
-    result = explored(name, params, done)
+    tree = tree_of(name, params)
 
-    assert result.at_least is not None
-    assert result.estimate is not None
-    assert done <= result.at_least <= classes
-    assert classes / FACTOR <= result.estimate <= classes * FACTOR
+    assert size(tree) > 1
+    assert mean(tree, width) == pytest.approx(size(tree))
 
 
-def test_a_search_that_is_over_has_nothing_to_guess() -> None:
-    result = explored("readers", {"n": 2}, 100)
+def test_the_first_of_a_probe_is_among_all_that_are_left() -> None:
+    drawn = {probe(BUSH, lambda plan: plan, 1, Random(seed))[0] for seed in range(50)}
 
-    assert result.complete
-    assert (result.estimate, result.at_least) == (None, None)
+    assert len(drawn) > len(BUSH)
 
 
-def test_branches_count_as_much_as_the_one_finished_last() -> None:
-    tally = Tally()
-    assert tally.estimate([]) is None
-    tally.ended(2)
-    tally.back(1)  # the second of three branches behind the first of two
-    tally.ended(2)
+def always(_more: int) -> bool:
+    return True
 
-    assert tally.estimate([1, 1]) == 2 * 3
+
+def test_what_is_small_is_counted() -> None:
+    found = estimate([BUSH], lambda plan: plan, always, Random(0))
+
+    assert found is not None
+    assert found.low == found.mean == found.high == size(BUSH)
+
+
+def test_nothing_left_is_no_execution() -> None:
+    found = estimate([], lambda plan: plan, always, Random(0))
+
+    assert found is not None
+    assert found.high == 0
+
+
+def endless(_plan: int) -> Iterator[int]:
+    return iter(range(3))
+
+
+@pytest.mark.parametrize(("most", "told"), [(0, False), (30, False), (95, True)])
+def test_fewer_than_three_probes_say_nothing(most: int, told: bool) -> None:
+    ran = 0
+
+    def behind(depth: int) -> Iterator[int]:
+        nonlocal ran
+        ran += 1
+        if ran > most:
+            raise SpentError
+        return iter([depth + 1] * 2 if depth < 30 else [])
+
+    assert (estimate([1], behind, always, Random(0)) is not None) == told
+
+
+def test_more_time_makes_wider_rounds() -> None:
+    tree: Tree = ()
+    for _ in range(12):
+        tree = (tree, tree[: len(tree) // 2], ())
+    reach = []
+    for allowed in (1, 300, 3000):
+        ran = 0
+
+        def behind(plan: Tree) -> Tree:
+            nonlocal ran
+            ran += 1
+            return plan
+
+        def fits(more: int) -> bool:
+            return ran + more <= allowed  # noqa: B023  # called at once
+
+        found = estimate([tree], behind, fits, Random(1))
+        assert found is not None
+        reach.append(found.high / found.low)
+
+    assert reach == sorted(reach, reverse=True)
+
+
+def test_the_interval_is_around_the_mean_and_as_wide_as_the_probes_scatter() -> None:
+    near, far = interval([90, 100, 110, 100, 100]), interval([1, 10, 100, 1000, 100_000])
+
+    assert near.low < near.mean == 100 < near.high
+    assert near.high < 120
+    assert far.low < 1000
+    assert 20_000 < far.mean < far.high
+
+
+def test_what_is_too_large_for_numbers_is_huge() -> None:
+    number, _ = probe([0, 1, 2], endless_until(3000), 1, Random(0))
+    found = interval([number, number / 1e200, 1.0])
+
+    assert math.isfinite(number)
+    assert number >= HUGE
+    assert math.isfinite(found.high)
+
+
+def endless_until(depth: int) -> Any:
+    ran = 0
+
+    def behind(_plan: int) -> Iterator[int]:
+        nonlocal ran
+        ran += 1
+        return endless(0) if ran < depth else iter([])
+
+    return behind

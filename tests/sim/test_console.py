@@ -1,0 +1,84 @@
+"""What is said of the size of a search."""
+
+import pytest
+
+from sim.console import progress_text, result_json, summary
+from sim.explore import Result
+from sim.totals import FOUND
+from sim.workload import find
+
+PROGRAM = find("readers").prepare({"n": 3})
+
+
+def stopped(**known: float) -> Result:
+    result = Result(executions=1000, elapsed_s=2.0, optimal=True, stopped="the budget of 2 s")
+    for name, value in known.items():
+        setattr(result, name, value)
+    return result
+
+
+def last(result: Result) -> str:
+    return summary(PROGRAM, result)[-1].strip()
+
+
+def test_an_estimate_comes_with_its_interval_and_what_is_certain() -> None:
+    result = stopped(
+        estimate=1_234_567.8, estimate_low=412_345.6, estimate_high=3_000_000.0, at_least=35_000
+    )
+
+    assert last(result) == (
+        "about 1.2e6 executions in all (between 410,000 and 3e6), at least 35,000 for certain"
+    )
+    told = result_json(PROGRAM, {}, result)
+    assert told["estimate"] == 1_234_567.8
+    assert (told["estimate_low"], told["estimate_high"]) == (412_345.6, 3_000_000.0)
+    assert told["at_least"] == 35_000
+
+
+def test_what_has_been_counted_is_no_estimate() -> None:
+    result = stopped(estimate=1040.0, estimate_low=1040.0, estimate_high=1040.0, at_least=1010)
+
+    assert last(result) == "1,040 executions in all"
+
+
+def test_without_an_estimate_there_is_what_is_certain() -> None:
+    result = stopped(at_least=1010)
+
+    assert (
+        last(result) == "at least 1,010 executions in all; no estimate, for samples take too long"
+    )
+
+
+def test_an_estimate_of_another_strategy_is_a_rough_one() -> None:
+    assert last(stopped(estimate=924.2)) == "about 920 executions in all (a rough estimate)"
+
+
+def test_a_strategy_that_knows_nothing_says_nothing() -> None:
+    assert "executions in all" not in last(stopped())
+
+
+INTERVAL = {"estimate": 5e6, "estimate_low": 2e6, "estimate_high": 1e7}
+
+
+@pytest.mark.parametrize(
+    ("optimal", "stopped_by", "known", "shown"),
+    [
+        (True, "", {}, "1,000 executions, 500/s, 1,000 classes, 0 findings"),
+        (
+            True,
+            "",
+            INTERVAL,
+            "1,000 executions, 500/s, 1,000 classes of about 5e6, 0 findings",
+        ),
+        (True, "the budget", {}, "1,000 executions, 500/s, 1,000 classes, estimating"),
+        (True, FOUND, {}, "1,000 executions, 500/s, 1,000 classes, 0 findings"),
+        (False, "", {"estimate": 5e6}, "1,000 executions of about 5e6, 500/s, 0 findings"),
+    ],
+)
+def test_the_progress_line_says_how_far_it_is(
+    optimal: bool, stopped_by: str, known: dict[str, float], shown: str
+) -> None:
+    result = stopped(**known)
+    result.optimal, result.stopped = optimal, stopped_by
+
+    assert progress_text(result) == shown
