@@ -286,8 +286,7 @@ class Execution:
         fault: Fault | None = None
         forked: Thread | None = None
         if kind == ops.EXIT:
-            thread.result = None
-            thread.ended = True
+            thread.result, thread.ended = None, True
             at = self._alive.index(thread)
             del self._alive[at]
             if log is not None:

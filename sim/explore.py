@@ -14,7 +14,8 @@ from sim.hosts import direct
 from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
 from sim.sizing import Sizing
 from sim.strategies.bounded import Bounded
-from sim.strategies.dpor import WHOLE, Dpor
+from sim.strategies.dpor import Dpor
+from sim.strategies.plans import WHOLE
 from sim.strategies.replay import Choices, Follow, Hold
 from sim.strategies.steps import Packed
 from sim.totals import COMPLETE, FOUND, INTERRUPTED, Budget, Found, Predicted, Result, Totals

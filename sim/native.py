@@ -41,6 +41,8 @@ MODULES: Final = (
     "sim.stack",
     "sim.strategies.dpor",
     "sim.strategies.history",
+    "sim.strategies.plans",
+    "sim.strategies.policy",
     "sim.strategies.races",
     "sim.strategies.steps",
     "sim.threads",

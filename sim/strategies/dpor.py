@@ -39,6 +39,8 @@ from sim import ops
 from sim.errors import NondeterminismError
 from sim.events import Event
 from sim.strategies.history import History
+from sim.strategies.plans import WHOLE, Plan, Rest
+from sim.strategies.policy import Policy
 from sim.strategies.races import Races
 from sim.strategies.steps import CHOICE, Clock, Lead, Packed, Step, join
 from sim.threads import Thread
@@ -46,61 +48,6 @@ from sim.threads import Thread
 _ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
 
 
-@final
-class Plan:
-    """What to do from some place on.
-
-    leads  the steps to take, in order
-    then   key of the thread that goes on behind them, if it can; -1: whoever does
-    but    keys of threads that do not, for their steps are fatal there
-    """
-
-    __slots__ = ("but", "leads", "then")
-
-    def __init__(self, leads: list[Lead], then: int, but: tuple[int, ...] = ()) -> None:
-        self.leads: Final = leads
-        self.then: Final = then
-        self.but: Final = but
-
-
-@final
-class Rest:
-    """Plans that are left for later, at places along one path.
-
-    path   the steps to the last of the places, behind the start of the main thread
-    plans  by place: before step 0, 1, 2 ...
-    """
-
-    __slots__ = ("number", "path", "plans")
-
-    def __init__(self, path: list[Lead], plans: list[list[Plan]]) -> None:
-        self.path: Final = path
-        self.plans: Final = plans
-        self.number: Final = sum(map(len, plans))
-
-    def packed(self) -> Packed:
-        """As plain data: the path, and of every plan the place, the steps, who is next, who not."""
-        return [
-            [lead.packed() for lead in self.path],
-            [
-                [place, [lead.packed() for lead in plan.leads], plan.then, list(plan.but)]
-                for place, plans in enumerate(self.plans)
-                for plan in plans
-            ],
-        ]
-
-    @classmethod
-    def unpacked(cls, packed: Packed) -> Rest:
-        """What was :meth:`packed`."""
-        path = [Lead.unpacked(lead) for lead in packed[0]]
-        plans: list[list[Plan]] = [[] for _ in range(len(path) + 2)]
-        for place, leads, then, but in packed[1]:
-            steps = [Lead.unpacked(lead) for lead in leads]
-            plans[place].append(Plan(steps, then, tuple(but)))
-        return cls(path, plans)
-
-
-WHOLE: Final[Packed] = [[], [[[], [[1, [], -1, []]]]]]  # all of a search
 MANY: Final = 4096  # plans that are not put off until what came last has been explored
 
 
@@ -128,8 +75,7 @@ class Dpor:
         self._history: Final = History()
         self._races: Final = Races(self._history)
         contended, rests = left
-        self._contended: Final[set[int]] = set(contended)  # addresses that steps have raced for
-        self._fatal: Final[set[tuple[int, int]]] = set()  # steps that were: thread and place
+        self._policy: Final = Policy(self._history, contended)
         self._later: Final = [Rest.unpacked(rest) for rest in rests]
         self._plans: list[list[Plan]] = []  # by place of the current execution
         self._number = 0  # of plans there
@@ -206,19 +152,15 @@ class Dpor:
     def _put_off(self) -> None:
         """Leave all plans for later."""
         if self._number:
-            self._later.append(Rest(self._walked(), self._plans))
+            last = max(place for place, plans in enumerate(self._plans) if plans)
+            self._later.append(Rest(self._way(last), self._plans))
             self._plans = [[] for _ in self._plans]
             self._number = 0
 
-    def _walked(self) -> list[Lead]:
-        """The steps to the last place with a plan."""
-        last = len(self._plans) - 1
-        while not self._plans[last]:
-            last -= 1
-        return [
-            step.lead or Lead(step.key, step.value, fixed=False)
-            for step in self._history.steps[1:last]
-        ]
+    def _way(self, place: int) -> list[Lead]:
+        """The steps to a place, behind the start of the main thread."""
+        steps = self._history.steps[1:place]
+        return [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
 
     def _take_up(self, rest: Rest) -> None:
         """Go on with plans that were left for later; what the way there has in common is kept."""
@@ -242,7 +184,7 @@ class Dpor:
     def take(self, left: Packed) -> None:
         """Explore what is left of some search (`packed`), too."""
         contended, rests = left
-        self._contended.update(contended)
+        self._policy.contended.update(contended)
         self._later.extend(Rest.unpacked(rest) for rest in rests)
 
     def leave(self) -> Packed:
@@ -254,7 +196,7 @@ class Dpor:
         self._put_off()
         led_to = [rest.packed() for rest in self._later[before:]]
         del self._later[before:]
-        return [sorted(self._contended), led_to]
+        return [sorted(self._policy.contended), led_to]
 
     def packed(self) -> Packed:
         """What is left to do, as plain data; what has been begun and not ended, too.
@@ -265,11 +207,9 @@ class Dpor:
         if self._begun:
             plans = self._plans[: self._place + 1]
             plans[self._place] = [*plans[self._place], self._plan]
-            steps = self._history.steps[1 : self.kept]
-            path = [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
-            path += self._ahead[: len(self._ahead) - len(self._plan.leads)]
-            rests.append(Rest(path, plans))
-        return [sorted(self._contended), [rest.packed() for rest in rests]]
+            path = self._ahead[: len(self._ahead) - len(self._plan.leads)]
+            rests.append(Rest(self._way(self.kept) + path, plans))
+        return [sorted(self._policy.contended), [rest.packed() for rest in rests]]
 
     # -- what is to be explored, too -------------------------------------------------------------
 
@@ -294,7 +234,7 @@ class Dpor:
         """If a fatal step came of itself, plan that others go on instead: its races are theirs."""
         if not end.fatal or end.lead is not None:
             return False
-        self._fatal.add((end.key, end.time))
+        self._policy.fatal(end)
         place = len(self._history.steps) - 1
         but = self._plan.but if place == self._planned else ()
         if end.key in but or not self._races.others_able((*but, end.key)):
@@ -333,8 +273,7 @@ class Dpor:
             return
         leads.append(Lead(second.key, 0, before))
         self._add(first, Plan(leads, step.key))
-        self._contended.add(step.op.addr)
-        self._contended.add(second.op.addr)
+        self._policy.raced(step, second)
 
     def _add(self, place: int, plan: Plan) -> None:
         self._plans[place].append(plan)
@@ -394,60 +333,26 @@ class Dpor:
             thread: Thread | None = _thread(lead.key, alive, able)
         else:
             self._value = 0
-            first = at == self._planned
-            then = self._plan.then if first else -1
-            but = self._plan.but if first else ()
-            thread = self._any(then, but, alive, able, last)
+            thread = self._unplanned(alive, able, last)
         if thread is not None:
             self._history.about(thread)
         return thread
 
-    def _any(
-        self,
-        then: int,
-        but: tuple[int, ...],
-        alive: Sequence[Thread],
-        able: Callable[[Thread], bool],
-        last: Thread | None,
+    def _unplanned(
+        self, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
     ) -> Thread | None:
-        """The thread with key `then`, or else whoever can go on.
-
-        Rather one whose step has been in no race yet, the last thread before others: what comes
-        before a race need not be done again to reverse it.  One whose step is known to be fatal
-        only if there is no other.
-        """
-        if then >= 0:
+        """Who goes on behind the plan."""
+        if self._at != self._planned:
+            return self._policy.next(alive, able, last, ())
+        plan = self._plan
+        if plan.then >= 0:
             for thread in alive:
-                if thread.key == then and able(thread):
+                if thread.key == plan.then and able(thread):
                     return thread
-        if last is not None and last.key not in but and able(last) and not self._raced(last):
-            return last
-        found: Thread | None = None
-        fatal: Thread | None = None
-        for thread in alive:
-            if thread.key in but or not able(thread):
-                continue
-            if not self._raced(thread):
-                return thread
-            if self._fatal and self._is_fatal(thread):
-                fatal = fatal or thread
-            elif found is None:
-                found = thread
-        if found is None and fatal is None and but:
+        found = self._policy.next(alive, able, last, plan.but)
+        if found is None and plan.but:
             self.blocked += any(map(able, alive))
-        return found or fatal
-
-    def _is_fatal(self, thread: Thread) -> bool:
-        """Whether the step that the thread stands before has been fatal somewhere."""
-        history = self._history
-        taken = len(history.of[history.number_of(thread.key)])
-        return (thread.key, taken + 1) in self._fatal
-
-    def _raced(self, thread: Thread) -> bool:
-        """Whether what the thread is about to touch has been raced for."""
-        op = thread.pending
-        assert op is not None
-        return op.addr in self._contended or (bool(self._fatal) and self._is_fatal(thread))
+        return found
 
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""

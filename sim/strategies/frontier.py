@@ -11,7 +11,7 @@ import heapq
 from dataclasses import dataclass
 from typing import Final, final
 
-from sim.strategies.dpor import WHOLE
+from sim.strategies.plans import WHOLE
 from sim.strategies.steps import Packed
 
 

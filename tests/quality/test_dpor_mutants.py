@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, Phase, find, settings
 from sim import ops
 from sim.events import Event
 from sim.strategies import dpor
-from sim.strategies.dpor import Dpor, Plan
+from sim.strategies.dpor import Dpor
 from sim.strategies.history import History
+from sim.strategies.plans import Plan
 from sim.strategies.races import Races
 from sim.strategies.steps import Spot, Spots, Step, join
 from tests.programs.code import Program
@@ -53,7 +54,6 @@ taken = Dpor._taken
 reverse = Dpor._reverse
 could_precede = Dpor._could_precede
 past = Dpor._past
-goes_on = Dpor._any
 put_off = Dpor._put_off
 at = Spots.at
 
@@ -227,11 +227,11 @@ def what_made_it_possible(patch: Patch) -> None:
 def whoever_goes_on(patch: Patch) -> None:
     """Behind a plan, it is not the step that was waiting that comes next."""
 
-    def mutant(self: Dpor, then: int, *args: Any) -> Any:
-        del then
-        return goes_on(self, -1, *args)
+    def mutant(self: Dpor, alive: Any, able: Any, last: Any) -> Any:
+        but = self._plan.but if self._at == self._planned else ()
+        return self._policy.next(alive, able, last, but)
 
-    patch.setattr(Dpor, "_any", mutant)
+    patch.setattr(Dpor, "_unplanned", mutant)
 
 
 def forgotten_plans(patch: Patch) -> None:

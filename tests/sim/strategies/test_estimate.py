@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from sim.sizing import Aside, each
-from sim.strategies.dpor import WHOLE
 from sim.strategies.estimate import HUGE, SpentError, estimate, interval, probe
+from sim.strategies.plans import WHOLE
 from sim.totals import Budget
 from sim.workload import find
 
