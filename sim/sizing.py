@@ -23,7 +23,7 @@ from sim.workload import Program
 LEAST_S: Final = 1.0  # that a search which has been stopped may go on with probes
 MOST_S: Final = 30.0
 TENTH: Final = 0.1  # of the seconds of the search, between the two
-FEW: Final = 200  # executions that are enough where executions are the budget
+FEW: Final = 1000  # executions that are enough where executions are the budget
 SHARE: Final = 40  # or one for so many of the search: it takes about three times as long
 GLANCE_S: Final = 0.25  # of a look during the search, at first
 LONG_S: Final = 2.0  # of any such look

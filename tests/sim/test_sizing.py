@@ -24,13 +24,13 @@ KNOWN: list[tuple[str, dict[str, Any], int]] = [
     ("readers", {"n": 8}, 256),
     ("lastzero", {"n": 5}, 64),
     ("lastzero", {"n": 7}, 320),
-    ("counter", {"n": 2, "k": 2}, 36),
+    ("counter", {"n": 2, "k": 2}, 34),
     ("counter", {"n": 2, "k": 3}, 328),
     ("atomic_increment", {"n": 4}, 24),
     ("atomic_increment", {"n": 5}, 120),
     ("filesystem", {"n": 18}, 32),
     ("indexer", {"n": 13}, 64),
-    ("philosophers", {"n": 6, "ordered": True}, 63),
+    ("philosophers", {"n": 6, "ordered": True}, 62),
 ]
 MODELS = [("inner_map_replace", "6.8", 49), ("tailcall_poke", "5.10", 49)]
 PERCENT = (1, 10, 50)
@@ -158,9 +158,11 @@ def test_searches_that_are_resumed_or_shared_have_one(jobs: int, tmp_path: Path)
         with searching(
             program, Dpor(), budget, tmp_path, resume=done > 100, sharing=sharing
         ) as search:
-            low, _, high, least = sized(search.explore())
-        assert low <= 704 <= high
+            low, about, high, least = sized(search.explore())
+        assert least <= low <= about <= high
         assert done < least <= 704
+        if jobs == 1:  # else what is left when it stops is not always the same
+            assert low <= 704 <= high
 
 
 def test_ctrl_c_gives_one_too() -> None:
