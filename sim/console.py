@@ -62,6 +62,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "steps": result.steps,
         "elapsed_s": round(result.elapsed_s, 3),
         "complete": result.complete,
+        "shared_cpu": result.shared_cpu,
         "preemption_bound": result.bound,
         "preemptions_finished": result.finished,
         "stopped": result.stopped,
