@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEMO := .rcusim/demo
 PEERS := .venv-peers
 
-.PHONY: help native venv test test-slow check demo golden matrix bench bench-jobs bench-peers clean
+.PHONY: help native venv test test-slow check demo golden matrix proofs bench bench-jobs bench-peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -67,6 +67,9 @@ golden: $(STAMP)  ## record the golden traces and their reports anew
 
 matrix: $(STAMP)  ## measure docs/matrix.md anew; fails if a row is not as expected
 	$(BIN)/rcusim matrix --write docs/matrix.md
+
+proofs: $(STAMP)  ## search all that is expected to be clean, for docs/proofs.md; fails if it is not
+	$(BIN)/python -m tests.proofs --write docs/proofs.md
 
 bench: $(STAMP)  ## time complete searches, beside native tools, and the engine, beside a bare loop
 	$(BIN)/python -m tests.bench_search
