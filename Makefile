@@ -69,7 +69,7 @@ matrix: $(STAMP)  ## measure docs/matrix.md anew; fails if a row is not as expec
 	$(BIN)/rcusim matrix --write docs/matrix.md
 
 proofs: $(STAMP)  ## search all that is expected to be clean, for docs/proofs.md; fails if it is not
-	$(BIN)/python -m tests.proofs --write docs/proofs.md
+	$(BIN)/python -m tests.proofs --again 300 --write docs/proofs.md
 
 bench: $(STAMP)  ## time complete searches, beside native tools, and the engine, beside a bare loop
 	$(BIN)/python -m tests.bench_search

@@ -3,7 +3,7 @@
 ``make proofs`` puts the table into docs/proofs.md.  The rows are those of the matrix that expect
 nothing (the negative controls among them), and some that only this table has (`MORE`).  Each is
 searched by ``rcusim explore``, in a process of its own, until it has been searched completely or
-its budget is spent.
+its budget is spent; with ``--again``, a larger one where that ought to be enough.
 
 The rows, their order and everything about a row that is proved are the same every time, except for
 the seconds; where a budget cuts a search is up to the machine.
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +129,10 @@ class Searched:
         return self.verdict not in ("finding", ERROR)
 
 
-def search(case: Case, seconds: float) -> Searched:
-    """Search a case for at most so many seconds."""
+def search(case: Case, seconds: float, *, resume: bool = False) -> Searched:
+    """Search a case for at most so many seconds; `resume`: go on, those before count."""
     options = ["--strategy=dpor", f"--max-duration={seconds}", f"--out={TRACES}", "--json"]
+    options += ["--resume"] if resume else []
     command = [*COMMAND, "explore", *case.options, *options]
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -149,6 +150,23 @@ def search(case: Case, seconds: float) -> Searched:
     if process.returncode not in EXIT_CODES.values():
         return Searched(case, {}, cpu_s, f"exit code {process.returncode}: {said[-1]}")
     return Searched(case, json.loads(printed), cpu_s)
+
+
+def in_reach(searched: Searched, seconds: float) -> bool:
+    """Whether so many seconds ought to do for a search that was stopped, by its estimate."""
+    told = searched.told
+    if searched.verdict != "inconclusive" or obstacles(told) or told["estimate"] is None:
+        return False
+    return bool(told["estimate"] * told["elapsed_s"] <= seconds * told["executions"])
+
+
+def search_twice(case: Case, seconds: float, again: float) -> Searched:
+    """Search a case; go on until `again` seconds if that ought to be enough."""
+    first = search(case, seconds)
+    if again <= seconds or not in_reach(first, again):
+        return first
+    second = search(case, again, resume=True)
+    return replace(second, cpu_s=first.cpu_s + second.cpu_s)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -237,16 +255,16 @@ def conclusion(done: Sequence[Searched]) -> str:
 # -- the page --------------------------------------------------------------------------------------
 
 
-def circumstances(seconds: float) -> str:
+def circumstances(seconds: float, again: float) -> str:
     """When, where and with how much time the rows were searched."""
     cpu = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     machine = f"{os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()})"
     engine = "compiled engine" if compiled() else "engine not compiled"
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    return (
-        f"{today}, {machine}, Python {platform.python_version()}, {engine}, at most {seconds:g} s "
-        "a row"
-    )
+    budget = f"at most {seconds:g} s a row"
+    if again > seconds:
+        budget += f", {again:g} s where the estimate promised an end by then"
+    return f"{today}, {machine}, Python {platform.python_version()}, {engine}, {budget}"
 
 
 def _read(path: str) -> str:
@@ -274,6 +292,7 @@ def main() -> int:
     """Search and print; 1 if a row is not clean."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="budget of each row")
+    parser.add_argument("--again", type=float, default=0.0, help="of those that it nearly does for")
     parser.add_argument("--only", default="", help="rows of this workload")
     parser.add_argument("--write", type=Path, help="a page to put the table into")
     options = parser.parse_args()
@@ -285,11 +304,11 @@ def main() -> int:
     done = []
     began = load()
     for case in chosen:
-        done.append(search(case, options.seconds))
+        done.append(search_twice(case, options.seconds, options.again))
         lines.append(line(done[-1]))
         print(lines[-1], flush=True)
-    where = f"{circumstances(options.seconds)}; load {began} when it began, {load()} at the end."
-    summary = f"{where}\n{conclusion(done)}"
+    where = circumstances(options.seconds, options.again)
+    summary = f"{where}; load {began} when it began, {load()} at the end.\n{conclusion(done)}"
     print(f"\n{summary}")
     if options.write is not None:
         write(options.write, f"{summary}\n\n" + "\n".join(lines))

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 
 from sim.totals import COMPLETE
-from tests.proofs import Case, Searched, cases, conclusion, head, line, obstacles, write
+from tests.proofs import (
+    Case,
+    Searched,
+    cases,
+    conclusion,
+    head,
+    in_reach,
+    line,
+    obstacles,
+    write,
+)
 from tests.workloads.test_controls import CONTROLS
 from tests.workloads.test_proofs import PROVED, PROVED_SLOW
 
@@ -90,6 +100,20 @@ def test_a_search_that_failed_is_not_clean() -> None:
 )
 def test_what_no_budget_would_mend(told: dict[str, Any], expected: str) -> None:
     assert obstacles(told) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (TOLD, False),
+        (STOPPED, False),
+        ({**STOPPED, "estimate": 12_340.0}, True),  # 1,234 in half a second
+        ({**STOPPED, "estimate": 12_341.0}, False),
+        ({**STOPPED, "estimate": 2000.0, "shared_cpu": True}, False),
+    ],
+)
+def test_what_is_searched_again(told: dict[str, Any], expected: bool) -> None:
+    assert in_reach(Searched(CASE, told), 5.0) == expected
 
 
 def test_what_is_generated_goes_between_the_marks(tmp_path: Any) -> None:
