@@ -25,7 +25,7 @@ from sim.strategies.frontier import Frontier, Unit
 from sim.totals import COMPLETE, FOUND, INTERRUPTED, Budget, Result, Totals
 from sim.workload import Program
 
-SLICE_S: Final = 0.5  # of a slice, where there is enough to do for all
+SLICE_S: Final = 1.5  # of a slice, where there is enough to do for all
 SHORT_S: Final = 0.05  # of a slice, where there is not
 QUEUED: Final = 1  # units that wait for a worker
 PATIENCE: Final = 10  # times that workers die before any comes back
