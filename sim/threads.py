@@ -271,15 +271,15 @@ class ThreadTable:
         thread = Thread(name, parent, len(self.all), spawn.cpu, spawn.context)
         if parent is not None:
             parent.forks += 1
+        self.all.append(thread)  # first, so that a coroutine that Ctrl-C interrupts is closed
         thread.function = partial(spawn.function, *spawn.args)
-        coroutine = thread.function()
-        if not hasattr(coroutine, "send"):
+        thread.coroutine = thread.function()
+        if not hasattr(thread.coroutine, "send"):
+            kind = type(thread.coroutine).__name__
+            thread.coroutine = None
             raise MisuseError(
-                f"thread {name!r} is not a coroutine: spawn an `async def` function, "
-                f"got {type(coroutine).__name__}"
+                f"thread {name!r} is not a coroutine: spawn an `async def` function, got {kind}"
             )
-        thread.coroutine = coroutine
-        self.all.append(thread)
         if spawn.cpu is not None:
             self.shared_cpu |= spawn.cpu.addr in self._cpus
             self._cpus.add(spawn.cpu.addr)
