@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "from sim.cli import main; main()")  # ``rcusim`` of this tree
 SAME = ("verdict", "executions", "steps", "blocked", "cut", "directed", "outcomes", "predicted")
 COUNTER = ("counter", "--param", "n=2", "--param", "k=4")  # 3,334 executions
+ENDLESS = ("lastzero", "--param", "n=20")  # takes minutes on the fastest machine
 
 
 def begin(*args: str, cwd: Path) -> subprocess.Popen[str]:
@@ -47,6 +48,14 @@ def totals(result: Any) -> Any:
 def campaign(out: Path) -> Path:
     [path] = out.glob(".rcusim/*.campaign")
     return path
+
+
+def wait_for_campaign(cwd: Path, process: subprocess.Popen[str]) -> None:
+    """Until the campaign of that run is there: on a busy machine it takes long to start."""
+    for _ in range(600):
+        if list(cwd.glob(".rcusim/*.campaign")) or process.poll() is not None:
+            return
+        time.sleep(0.1)
 
 
 def kill_and_resume(args: tuple[str, ...], cwd: Path, seed: int, kills: int) -> Any:
@@ -136,17 +145,12 @@ def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_something_to_resume(tmp_path: Path) -> None:
-    process = begin("lastzero", "--param", "n=13", cwd=tmp_path)
-    for _ in range(300):  # on a busy machine it takes long to start
-        if list((tmp_path / ".rcusim").glob("*.campaign")):
-            break
-        time.sleep(0.1)
+    process = begin(*ENDLESS, cwd=tmp_path)
+    wait_for_campaign(tmp_path, process)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    again = explore(
-        "lastzero", "--param", "n=13", "--resume", "--max-duration", "0", cwd=tmp_path, code=3
-    )
+    again = explore(*ENDLESS, "--resume", "--max-duration", "0", cwd=tmp_path, code=3)
 
     assert json.loads(out)["stopped"] == "Ctrl-C", err
     assert again["executions"] > 0
@@ -205,11 +209,12 @@ def test_a_damaged_file_is_refused_and_replaced(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_campaign_do_not_mix(tmp_path: Path) -> None:
-    process = begin("lastzero", "--param", "n=12", cwd=tmp_path)
-    time.sleep(2.5)
-    told = explore("lastzero", "--param", "n=12", cwd=tmp_path, code=2)
-    process.kill()
-    process.communicate()
+    with begin(*ENDLESS, cwd=tmp_path) as process:
+        try:
+            wait_for_campaign(tmp_path, process)
+            told = explore(*ENDLESS, cwd=tmp_path, code=2)
+        finally:
+            process.kill()
 
     assert "another run is using it" in told
 
