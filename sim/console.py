@@ -62,6 +62,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "steps": result.steps,
         "elapsed_s": round(result.elapsed_s, 3),
         "complete": result.complete,
+        "joint_waits": result.joint_waits,
         "shared_cpu": result.shared_cpu,
         "preemption_bound": result.bound,
         "preemptions_finished": result.finished,
@@ -191,7 +192,8 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
         return [
             f"all interleavings explored, {_classes(result)}up to the order of independent steps: "
             "no finding, under sequential consistency, unbounded, "
-            f"for {params_line(program) or 'this program'} (model digest {program.digest})"
+            f"for {params_line(program) or 'this program'} (model digest {program.digest})",
+            *(["  some classes may have been run more than once"] if result.joint_waits else []),
         ]
     if result.verdict == "finding":
         return []
@@ -342,7 +344,7 @@ def progress_text(result: Result) -> str:
     rate = _rate(result.executions, result.elapsed_s)
     told = [f"{_count(result.executions, 'execution')}, {rate}/s"]
     of = "" if result.estimate is None else f" of about {_rough(result.estimate)}"
-    if result.optimal:
+    if result.optimal and not result.joint_waits:
         classes = result.executions - result.directed - result.redundant
         told.append(_count(classes, "class", "classes") + of)
     else:

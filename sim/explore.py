@@ -223,6 +223,7 @@ class Explorer:
 
     def _complete(self) -> None:
         self.result.complete = getattr(self._strategy, "complete", False)
+        self.result.joint_waits |= getattr(self._strategy, "joint_waits", False)
         self.result.stopped = COMPLETE
 
     def _next(self) -> Run:
@@ -252,6 +253,7 @@ class Explorer:
 
     def _count(self, execution: Execution, progress: Callable[[Result], None] | None) -> None:
         self.totals.count(execution, getattr(self._strategy, "blocked", 0))
+        self.result.joint_waits |= getattr(self._strategy, "joint_waits", False)
         if progress is not None and self.result.executions % PROGRESS == 1:
             self._look_ahead()
             progress(self.result)

@@ -162,27 +162,36 @@ def wait_until(
     return Op(ops.WAIT, name, first.addr, first.size, None, (predicate, cells), ops.ACQUIRE)
 
 
-def cpu_relax(place: Lvalue[T], seen: T) -> Op[tuple[Any, ...]]:
+def cpu_relax(place: Lvalue[T], seen: T, *others: Any) -> Op[tuple[Any, ...]]:
     """In a loop that spins until `place` changes: go round again when it is no longer `seen`.
 
     ``while (x := await READ_ONCE(flag)) == 0: await cpu_relax(flag, x)``
 
+    A loop that looks at several places names them all: ``cpu_relax(flag, x, turn, t)``.
     A time round that reads what the one before read changes nothing, so it is left out: Jonsson,
     Lång, Sagonas, "Awaiting for Godot", FMCAD 2022.  That needs a loop which goes on only because
-    of what it read from `place`, and which has done nothing else since that others could notice
+    of what it read from there, and which has done nothing else since that others could notice
     (write, take a lock, choose a value).  If a value is overwritten and comes back before this
     thread looks, the loop would not have noticed either.  Where nobody is left who could change
-    the place (or it has been freed), this is a livelock.  Orders nothing.
+    the places (or they have been freed), this is a livelock.  Orders nothing.
     """
-    return Op(
-        ops.WAIT,
-        ops.SPINS,
-        place.addr,
-        place.size,
-        None,
-        (lambda value: value is not seen and value != seen, (place,)),
-        ops.ONCE,
-    )
+    if others:
+        if len(others) % 2:
+            raise MisuseError("cpu_relax(place, seen, place, seen ...): a `seen` is missing")
+        return _relax((place, *others[::2]), _any_other_than((seen, *others[1::2])))
+    return _relax((place,), lambda value: value is not seen and value != seen)
+
+
+def _relax(cells: tuple[Any, ...], predicate: Callable[..., bool]) -> Op[tuple[Any, ...]]:
+    first = cells[0]
+    return Op(ops.WAIT, ops.SPINS, first.addr, first.size, None, (predicate, cells), ops.ONCE)
+
+
+def _any_other_than(seen: tuple[Any, ...]) -> Callable[..., bool]:
+    def predicate(*values: Any) -> bool:
+        return any(a is not b and a != b for a, b in zip(values, seen, strict=True))
+
+    return predicate
 
 
 def alloc(cls: type[S], *args: Any, **kwargs: Any) -> Op[S]:

@@ -44,6 +44,7 @@ MODULES: Final = (
     "sim.strategies.plans",
     "sim.strategies.policy",
     "sim.strategies.races",
+    "sim.strategies.steering",
     "sim.strategies.steps",
     "sim.threads",
     "sim.totals",

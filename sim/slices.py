@@ -102,6 +102,7 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
         redundant=result.redundant,
         steps=result.steps,
         blocked=result.blocked,
+        joint_waits=strategy.joint_waits,
         shared_cpu=result.shared_cpu,
         remarks=dict(result.remarks),
     )

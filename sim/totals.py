@@ -73,6 +73,7 @@ class Result:
     complete    whether every interleaving (within the strategy's bound) has been run
     bound       on preemptions, None: none; all executions with `finished` of them have been run
     stopped     what ended the search
+    joint_waits whether a thread waited for several cells: then some classes may be run repeatedly
     shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
     estimate    of the number of executions in all, None: there is none; a complete search that was
@@ -96,6 +97,7 @@ class Result:
     bound: int | None = None
     finished: int | None = None
     stopped: str = ""
+    joint_waits: bool = False
     shared_cpu: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
@@ -106,7 +108,7 @@ class Result:
     @property
     def classes(self) -> int | None:
         """How many there are, if a search that is complete and runs each once has counted them."""
-        if not self.complete or not self.optimal:
+        if not self.complete or not self.optimal or self.joint_waits:
             return None
         return self.executions - self.directed - self.redundant
 
@@ -197,6 +199,7 @@ class Totals:
         for name in COUNTS:
             setattr(result, name, getattr(result, name) + getattr(part, name))
         result.outcomes.update(part.outcomes)
+        result.joint_waits |= part.joint_waits
         result.shared_cpu |= part.shared_cpu
         result.remarks = part.remarks or result.remarks
         self.tick()
@@ -262,6 +265,7 @@ class Totals:
         return {
             **{name: getattr(result, name) for name in (*COUNTS, "elapsed_s", "complete")},
             "stopped": result.stopped,
+            "joint_waits": result.joint_waits,
             "shared_cpu": result.shared_cpu,
             "remarks": dict(result.remarks),
             "predicted": result.predicted,

@@ -92,10 +92,6 @@ def test_a_search_that_failed_is_not_clean() -> None:
         (STOPPED, ""),
         ({**STOPPED, "shared_cpu": True}, "threads share a CPU"),
         ({**STOPPED, "cut": 1200}, "1,200 executions cut at the step limit"),
-        (
-            {**STOPPED, "stopped": COMPLETE},
-            "waits for several cells at once: not all races are found",
-        ),
     ],
 )
 def test_what_no_budget_would_mend(told: dict[str, Any], expected: str) -> None:

@@ -25,14 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
 from sim import ops
-from sim.errors import NondeterminismError
 from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.races import Races
+from sim.strategies.steering import ENDS, chosen, thread_of
 from sim.strategies.steps import Step
 from sim.threads import Thread
-
-_ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
 
 Turn = tuple[int, int]  # key of a thread to go on, the value that it is given if it chooses one
 
@@ -89,7 +87,6 @@ class Bounded:
         self._first = (0, 0)  # the thread and value of the first step that is new in it
         self._value = 0  # given to the step that is being taken, if it chooses one
         self._begun = False
-        self._exact = True  # whether all races were found, see `Races`
         self._refused = False  # whether the bound has kept anything from being tried
         self._over = False  # whether nobody could take another step
         self._stuck = False  # whether threads were left then
@@ -120,10 +117,8 @@ class Bounded:
 
     def _next_bound(self) -> bool:
         """Go on to one preemption more; False if there is nothing to be gained."""
-        self._exact = self._exact and self._races.exact
         over = self.within == self.bound or not self._refused
-        if self._exact:
-            self.finished = self.bound if over else self.within
+        self.finished = self.bound if over else self.within
         if over:
             return False
         self.within += 1
@@ -154,13 +149,18 @@ class Bounded:
         steps = self._history.steps
         for index in range(self.kept, len(steps)):
             step = steps[index]
-            for first in dict.fromkeys((*step.races, *self._enabled_by(step))):
+            of_cuts = (first for cut in step.cuts for first in cut.removed)
+            for first in dict.fromkeys((*step.races, *of_cuts, *self._enabled_by(step))):
                 self._reverse(first, step)
             if step.op.kind == ops.CHOOSE:
                 for value in range(step.op.operand):
                     self._turn(index, (step.key, value))
         for first, step in self._races.pending_races():
             self._reverse(first, step)
+        for step in self._races.pending:
+            for cut in step.cuts:
+                for first in cut.removed:
+                    self._reverse(first, step)
 
     def _enabled_by(self, step: Step) -> Iterator[int]:
         """The last steps of other threads that happen before `step` and not before its thread."""
@@ -227,7 +227,7 @@ class Bounded:
         if at < self.kept:
             step = self._history.steps[at]
             self._value = step.value
-            return _thread(step.key, alive, able)
+            return thread_of(step.key, alive, able)
         if at == len(self._places):
             place = self._place([thread for thread in alive if able(thread)])
             if place is None:
@@ -236,7 +236,7 @@ class Bounded:
         key, self._value = turn = self._places[at].turns.pop()
         if at == self.kept:
             self._first = turn
-        thread = _thread(key, alive, able)
+        thread = thread_of(key, alive, able)
         self._history.about(thread)
         return thread
 
@@ -255,9 +255,7 @@ class Bounded:
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
         del thread
-        if self._value >= n:
-            raise NondeterminismError(f"a choice had more than {self._value} values and now {n}")
-        return self._value
+        return chosen(self._value, n)
 
     def observe(self, event: Event) -> None:
         """A step has been taken."""
@@ -268,18 +266,8 @@ class Bounded:
                 self._races.push(event)
             else:
                 self._history.seen(event, self._at - 1)
-        elif kind in _ENDS:
+        elif kind in ENDS:
             self._over = True
             self._stuck = kind == ops.DEADLOCK
         elif self._at > self.kept:
             self._history.local(event)
-
-
-def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:
-    for thread in alive:
-        if thread.key == key and able(thread):
-            return thread
-    raise NondeterminismError(
-        "a thread that could go on after the same steps before cannot now: something outside the "
-        "choices decides (set iteration, a global, the clock, state kept between executions)"
-    )

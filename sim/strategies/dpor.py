@@ -27,7 +27,9 @@ stand before.
 
 A fatal step ends an execution, and what others would have done in it is done in one in which they
 go on instead of it.  So a way to a fatal step, which is what happens before it, may be run more
-than once, with more or fewer steps that have nothing to do with it; every other class is run once.
+than once, with more or fewer steps that have nothing to do with it.  And where a thread waits for
+several cells at once, two independent writes may each make it wait; what follows both is then run
+behind either.  Every other class is run once.
 """
 
 from __future__ import annotations
@@ -36,17 +38,14 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from sim import ops
-from sim.errors import NondeterminismError
 from sim.events import Event
 from sim.strategies.history import History
 from sim.strategies.plans import WHOLE, Plan, Rest
 from sim.strategies.policy import Policy
 from sim.strategies.races import Races
-from sim.strategies.steps import CHOICE, Clock, Lead, Packed, Step, join
+from sim.strategies.steering import ENDS, chosen, thread_of
+from sim.strategies.steps import CHOICE, Clock, Cut, Lead, Packed, Step, join
 from sim.threads import Thread
-
-_ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
-
 
 MANY: Final = 4096  # plans that are not put off until what came last has been explored
 
@@ -91,6 +90,11 @@ class Dpor:
         self._over = False  # whether nobody could take another step
         self._stuck = False  # whether threads were left then
 
+    @property
+    def joint_waits(self) -> bool:
+        """Whether a thread has waited for several cells, so that classes may be run repeatedly."""
+        return self._races.joint
+
     # -- the search ----------------------------------------------------------------------------
 
     def begin(self) -> bool:
@@ -100,7 +104,7 @@ class Dpor:
                 self._put_off()
             self._reverse_races()
         if not self._backtrack():
-            self.complete = self._races.exact
+            self.complete = True
             return False
         self._begun = True
         self._over = self._stuck = False
@@ -153,14 +157,9 @@ class Dpor:
         """Leave all plans for later."""
         if self._number:
             last = max(place for place, plans in enumerate(self._plans) if plans)
-            self._later.append(Rest(self._way(last), self._plans))
+            self._later.append(Rest(self._history.way(last), self._plans))
             self._plans = [[] for _ in self._plans]
             self._number = 0
-
-    def _way(self, place: int) -> list[Lead]:
-        """The steps to a place, behind the start of the main thread."""
-        steps = self._history.steps[1:place]
-        return [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
 
     def _take_up(self, rest: Rest) -> None:
         """Go on with plans that were left for later; what the way there has in common is kept."""
@@ -208,7 +207,7 @@ class Dpor:
             plans = self._plans[: self._place + 1]
             plans[self._place] = [*plans[self._place], self._plan]
             path = self._ahead[: len(self._ahead) - len(self._plan.leads)]
-            rests.append(Rest(self._way(self.kept) + path, plans))
+            rests.append(Rest(self._history.way(self.kept) + path, plans))
         return [sorted(self._policy.contended), [rest.packed() for rest in rests]]
 
     # -- what is to be explored, too -------------------------------------------------------------
@@ -224,11 +223,16 @@ class Dpor:
             step = steps[index]
             for first in step.races:
                 self._reverse(first, step, index)
+            for cut in step.cuts:
+                self._reverse_all(cut, step, index)
             if step.op.kind == ops.CHOOSE:
                 self._choose_otherwise(step, index)
         if not put_off and (not steps[-1].fatal or steps[-1].lead is None):
             for first, step in self._races.stuck_races():
                 self._reverse(first, step, last)
+            for step in self._races.pending:
+                for cut in step.cuts:
+                    self._reverse_all(cut, step, last)
 
     def _put_off_fatal(self, end: Step) -> bool:
         """If a fatal step came of itself, plan that others go on instead: its races are theirs."""
@@ -256,11 +260,27 @@ class Dpor:
     def _reverse(self, first: int, second: Step, index: int) -> None:
         """Plan `second`, at `index`, to come before step `first`."""
         steps = self._history.steps
+        if steps[first].lead is None:
+            self._move(first, second, index, self._races.past(first, second))
+
+    def _reverse_all(self, cut: Cut, second: Step, index: int) -> None:
+        """Plan `second`, at `index`, to come before several steps.
+
+        As if there had been executions in which it comes before fewer and fewer of them.
+        """
+        steps = self._history.steps
+        if all(steps[at].lead is None for at in cut.removed):
+            self._move(cut.removed[-1], second, index, cut.clock[:])
+
+    def _move(self, first: int, second: Step, index: int, clock: Clock) -> None:
+        """Plan `second` to come before step `first`, unless somebody else does.
+
+        clock  what happens before `second` then
+        """
+        steps = self._history.steps
         step = steps[first]
-        if step.lead is not None:
-            return
+        clock += [0] * (len(self._history.of) - len(clock))
         leads: list[Lead] = []
-        clock = self._past(first, second)
         for at in range(first + 1, index):
             other = steps[at]
             lead = other.lead
@@ -305,17 +325,6 @@ class Dpor:
                 return True
         return False
 
-    def _past(self, first: int, second: Step) -> Clock:
-        """What happens before `second` if step `first` does not."""
-        history = self._history
-        steps = history.steps
-        clock = second.base[:]
-        clock += [0] * (len(history.of) - len(clock))
-        for at in second.needs:
-            if at > first and not history.is_after(first, at):
-                join(clock, steps[at].clock)
-        return clock
-
     # -- one execution -------------------------------------------------------------------------
 
     def select(
@@ -326,11 +335,11 @@ class Dpor:
         if at < self.kept:
             step = self._history.steps[at]
             self._value = step.value
-            return _thread(step.key, alive, able)
+            return thread_of(step.key, alive, able)
         if at < self._planned:
             lead = self._ahead[at - max(self.kept, 1)]
             self._value = lead.value
-            thread: Thread | None = _thread(lead.key, alive, able)
+            thread: Thread | None = thread_of(lead.key, alive, able)
         else:
             self._value = 0
             thread = self._unplanned(alive, able, last)
@@ -357,9 +366,7 @@ class Dpor:
     def choose(self, thread: Thread, n: int) -> int:
         """The value that was given before, or is to be tried; 0."""
         del thread
-        if self._value >= n:
-            raise NondeterminismError(f"a choice had more than {self._value} values and now {n}")
-        return self._value
+        return chosen(self._value, n)
 
     def observe(self, event: Event) -> None:
         """A step has been taken."""
@@ -370,7 +377,7 @@ class Dpor:
                 self._taken(event)
             else:
                 self._history.seen(event, self._at - 1)
-        elif kind in _ENDS:
+        elif kind in ENDS:
             self._over = True
             self._stuck = kind == ops.DEADLOCK
         elif self._at > self.kept:
@@ -387,13 +394,3 @@ class Dpor:
                 self._moved.append(at)
         while len(self._plans) < at + 2:
             self._plans.append([])
-
-
-def _thread(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]) -> Thread:
-    for thread in alive:
-        if thread.key == key and able(thread):
-            return thread
-    raise NondeterminismError(
-        "a thread that could go on after the same steps before cannot now: something outside the "
-        "choices decides (set iteration, a global, the clock, state kept between executions)"
-    )

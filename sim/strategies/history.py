@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from sim import ops
 from sim.ops import Op
-from sim.strategies.steps import Clock, Spot, Spots, Step
+from sim.strategies.steps import Clock, Lead, Spot, Spots, Step
 from sim.threads import Thread
 from sim.undo import Log
 
@@ -95,6 +95,11 @@ class History:
         clock = self.steps[before].clock[:]
         clock += [0] * (len(self.of) - len(clock))
         return clock
+
+    def way(self, place: int) -> list[Lead]:
+        """The steps to a place, behind the start of the main thread, as they were planned."""
+        steps = self.steps[1:place]
+        return [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
 
     def local(self, event: Event) -> None:
         """A local step, behind the last step."""

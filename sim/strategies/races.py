@@ -9,13 +9,13 @@ have come first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 from sim import ops
 from sim.ops import Op
 from sim.strategies.history import TIME, History, cpu_of
-from sim.strategies.steps import Clock, Spot, Step, join
+from sim.strategies.steps import Clock, Cut, Spot, Step, join
 from sim.threads import Thread
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ _NONE: Final[dict[int, int]] = {}
 class Races:
     """Finds the races of a history as it grows.
 
-    exact  whether all were found: of a wait for several cells, not all are
+    joint  whether a thread has waited for several cells that others write
     """
 
     def __init__(self, history: History) -> None:
-        self.exact = True
+        self.joint = False
         self._history: Final = history
         self._steps: Final = history.steps
         self._spot: Final = history.spot
-        self._pending: list[Step] = []
+        self.pending: list[Step] = []  # that threads stand before at the end
 
     def push(self, event: Event) -> Step:
         """A step has been taken: put it into the history, with its clock and its races."""
@@ -56,6 +56,15 @@ class Races:
         clock[step.number] = step.time
         self._history.note(step, event)
         return step
+
+    def past(self, first: int, second: Step) -> Clock:
+        """What happens before `second` if step `first` does not."""
+        clock = second.base[:]
+        clock += [0] * (len(self._history.of) - len(clock))
+        for at in second.needs:
+            if at > first and not self._history.is_after(first, at):
+                join(clock, self._steps[at].clock)
+        return clock
 
     # -- what a step depends on --------------------------------------------------------------------
 
@@ -157,23 +166,71 @@ class Races:
             for near in (spot, *spot.overlaps):
                 self._meet(near, step, clock, found, write=False)
         ordered += found
-        writes = sorted({at for spot in spots for at in spot.writes}, reverse=True)
+        writes: list[int] = []
+        for at in sorted({at for spot in spots for at in spot.writes}, reverse=True):
+            self._new(step, clock, writes, (at,))
         if sum(1 for spot in spots if spot.writes) > 1:
-            self.exact = False
+            self.joint = True
+            step.cuts = self._cuts(clock, predicate, spots, values, writes)
+            return
         for at in writes:
-            other = self._steps[at]
-            if other.number == step.number or other.time <= clock[other.number]:
-                break
-            before = [
-                next(
-                    (self._steps[w].before for w in spot.writes if self._history.is_after(at, w)),
-                    value,
+            if predicate(
+                *(
+                    self._steps[at].before if spot.writes else value
+                    for spot, value in zip(spots, values, strict=True)
                 )
-                for spot, value in zip(spots, values, strict=True)
-            ]
-            if predicate(*before):
+            ):
                 racing.append(at)
                 break
+
+    def _cuts(
+        self,
+        clock: Clock,
+        predicate: Callable[..., bool],
+        spots: list[Spot],
+        values: list[Any],
+        writes: list[int],
+    ) -> list[Cut]:
+        """The sets of `writes`, the last first, before all of which the wait was possible.
+
+        Writes are left out one by one, always one that no other one comes after, and from the last
+        on: so no set is come to twice.  As soon as the wait is possible without some of them, the
+        others are a matter of the execution in which it comes before those.
+
+        clock   what happens before the wait by its own thread
+        values  of the cells (`spots`) after all `writes`
+        """
+        cuts = []
+        left: list[tuple[int, tuple[int, ...], list[Any]]] = [(0, (), values)]
+        while left:
+            begin, removed, now = left.pop()
+            kept = [at for at in writes[:begin] if at not in removed]
+            for nth in range(begin, len(writes)):
+                at = writes[nth]
+                if not any(self._history.is_after(at, other) for other in kept):
+                    without, step = (*removed, at), self._steps[at]
+                    before = [
+                        step.before
+                        if step.start == spot.addr and step.end == spot.addr + spot.size
+                        else value
+                        for spot, value in zip(spots, now, strict=True)
+                    ]
+                    if predicate(*before):
+                        cuts.append(Cut(without, self._clock_without(clock, spots, without)))
+                    else:
+                        left.append((nth + 1, without, before))
+                kept.append(at)
+        return cuts
+
+    def _clock_without(self, clock: Clock, spots: list[Spot], removed: tuple[int, ...]) -> Clock:
+        """What happens before a wait if the steps `removed`, and all after them, do not."""
+        clock = clock[:]
+        for near in (near for spot in spots for near in (spot, *spot.overlaps)):
+            for at in reversed(near.writes):
+                if not any(self._history.is_after(other, at) for other in removed):
+                    join(clock, self._steps[at].clock)
+                    break
+        return clock
 
     def _sleep(self, step: Step, clock: Clock, racing: list[int], ordered: list[int]) -> None:
         """`step` sleeps: leave the step before which nobody had an earlier deadline.
@@ -222,14 +279,14 @@ class Races:
 
     def ended(self, threads: Sequence[Thread], *, fatal: bool, stuck: bool) -> None:
         """The execution is over; `fatal`: at its last step, `stuck`: for nobody can go on."""
-        self._pending = []
+        self.pending = []
         if fatal and self._steps:
             self._steps[-1].fatal = True
         if fatal or stuck:
             for thread in threads:
                 if thread.pending is not None and not thread.ended:
                     number = self._history.number_of(thread.key)
-                    self._pending.append(Step(thread.key, cpu_of(thread), thread.pending, number))
+                    self.pending.append(Step(thread.key, cpu_of(thread), thread.pending, number))
 
     def pending_races(self) -> Iterator[tuple[int, Step]]:
         """Races with the steps that threads stand before at the end; all race with a fatal one."""
@@ -237,7 +294,7 @@ class Races:
         end = self._steps[last]
         if end.fatal:
             yield from ((first, end) for first in self._unordered(end))
-        for step in self._pending:
+        for step in self.pending:
             waits = step.op.kind in (ops.GP_END, ops.JOIN)
             if end.fatal and not waits and self._was_able(step):
                 yield last, step
@@ -246,7 +303,7 @@ class Races:
 
     def stuck_races(self) -> Iterator[tuple[int, Step]]:
         """Races with the steps that threads stand before at the end, and cannot take."""
-        for step in self._pending:
+        for step in self.pending:
             yield from self._stuck(step)
 
     def _stuck(self, step: Step) -> Iterator[tuple[int, Step]]:
@@ -271,7 +328,7 @@ class Races:
 
     def others_able(self, but: Sequence[int]) -> bool:
         """Whether threads other than those with these keys could have taken the last step."""
-        return any(step.key not in but and self._was_able(step) for step in self._pending)
+        return any(step.key not in but and self._was_able(step) for step in self.pending)
 
     def _unordered(self, end: Step) -> list[int]:
         """The last steps of other threads that do not happen before `end`, which is fatal."""

@@ -51,6 +51,21 @@ CHOICE: Final = (-1, 0)
 
 
 @final
+class Cut:
+    """Steps that a wait for several cells would have to come before, all of them at once.
+
+    removed  those steps, the last first: before fewer, from the last on, the wait is not possible
+    clock    what happens before the wait then
+    """
+
+    __slots__ = ("clock", "removed")
+
+    def __init__(self, removed: tuple[int, ...], clock: Clock) -> None:
+        self.removed: Final = removed
+        self.clock: Final = clock
+
+
+@final
 class Step:
     """A visible step, with the local steps behind it.
 
@@ -60,6 +75,7 @@ class Step:
     number    the dense number of its thread; time: its place among that thread's steps, from 1
     clock     what happens before it, itself included
     races     the earlier steps that it races with
+    cuts      of a wait for several cells, instead: the sets of earlier steps that it races with
     ended     of a grace period's start: behind which steps sections had ended
     before    what a memory cell held before it wrote there
     fatal     whether a finding ended the execution at it
@@ -74,6 +90,7 @@ class Step:
         "before",
         "clock",
         "cpu",
+        "cuts",
         "end",
         "ended",
         "fatal",
@@ -107,6 +124,7 @@ class Step:
         self.base: Clock = []
         self.needs: Sequence[int] = ()
         self.races: Sequence[int] = ()
+        self.cuts: Sequence[Cut] = ()
         self.lead: Lead | None = None
         self.before: Any = None
         self.fatal = False

@@ -1,5 +1,6 @@
 """Programs as data: instructions, threads, programs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sim import ops
@@ -77,6 +78,25 @@ class Await(Instruction):
 
     name: str
     value: int = 1
+
+
+#: Of the values of cells.
+RELATIONS: dict[str, Callable[..., bool]] = {
+    "equal": lambda *values: len(set(values)) == 1,
+    "different": lambda *values: len(set(values)) == len(values),
+    "one": lambda *values: sum(values) == 1,
+    "many": lambda *values: sum(values) >= len(values),
+    "falling": lambda *values: values[0] > values[-1],
+    "not both": lambda *values: not all(values),
+}
+
+
+@dataclass(frozen=True)
+class Meet(Instruction):
+    """Wait until the values of several cells are in some relation (`RELATIONS`)."""
+
+    names: tuple[str, ...]
+    relation: str = "equal"
 
 
 @dataclass(frozen=True)

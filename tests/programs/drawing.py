@@ -8,6 +8,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from sim import ops
 from tests.programs.code import (
+    RELATIONS,
     Await,
     Barrier,
     Call,
@@ -20,6 +21,7 @@ from tests.programs.code import (
     Held,
     Instruction,
     Locked,
+    Meet,
     Modify,
     Program,
     Publish,
@@ -60,10 +62,19 @@ class Features:
     forks: bool = True
     choices: bool = True
     checks: bool = False  # that are fatal where they do not hold
+    meetings: bool = False  # waits for several cells
 
 
 ALL = Features()
-WAITING = ("waits", "locks", "sections", "objects", "forks", "time")  # what may have to wait
+WAITING = (
+    "waits",
+    "meetings",
+    "locks",
+    "sections",
+    "objects",
+    "forks",
+    "time",
+)  # what may have to wait
 
 
 def only(*names: str) -> Features:
@@ -155,6 +166,9 @@ def _simple(features: Features) -> list[SearchStrategy[Instruction]]:
         kinds.append(st.builds(Barrier, st.sampled_from((ops.ACQUIRE, ops.RELEASE, ops.FULL))))
     if features.choices:
         kinds.append(st.just(Choose()))
+    if features.meetings:
+        some = st.lists(cell, min_size=2, max_size=3).map(tuple)
+        kinds.append(st.builds(Meet, some, st.sampled_from(list(RELATIONS))))
     if features.waits:
         kinds.append(st.builds(Await, cell, st.just(1)))
     if features.sections:

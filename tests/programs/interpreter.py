@@ -38,6 +38,7 @@ from sim.ops import Op
 from sim.sections import Domain, GracePeriod
 from sim.threads import Body, Thread, current, spawn
 from tests.programs.code import (
+    RELATIONS,
     Await,
     Barrier,
     Call,
@@ -50,6 +51,7 @@ from tests.programs.code import (
     Held,
     Instruction,
     Locked,
+    Meet,
     Modify,
     Program,
     Publish,
@@ -142,6 +144,8 @@ class Interpreter:
                     await bug
             case Await(name, value):
                 await wait_until(at_least(value), place(name))
+            case Meet(names, relation):
+                await wait_until(RELATIONS[relation], *map(place, names))
             case Time():
                 self.acc = await now()
             case Sleep(duration):

@@ -5,6 +5,7 @@ first programs of a fixed sequence, of the features at stake, or on examples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ from sim.strategies.dpor import Dpor
 from sim.strategies.history import History
 from sim.strategies.plans import Plan
 from sim.strategies.races import Races
-from sim.strategies.steps import Spot, Spots, Step, join
+from sim.strategies.steps import Cut, Spot, Spots, Step, join
 from tests.programs.code import Program
 from tests.programs.drawing import Features, only, programs
 from tests.programs.running import TooMany
@@ -41,6 +42,7 @@ LOCKS = only("locks", "atomics")
 SECTIONS = only("accesses", "sections")
 FORKS = only("accesses", "forks")
 WAITS = only("accesses", "waits")
+MEETINGS = replace(only("accesses", "meetings"), cells=("x", "y"))
 OBJECTS = only("objects")
 CHECKS = only("accesses", "checks")
 
@@ -53,7 +55,7 @@ add = Dpor._add
 taken = Dpor._taken
 reverse = Dpor._reverse
 could_precede = Dpor._could_precede
-past = Dpor._past
+past = Races.past
 put_off = Dpor._put_off
 at = Spots.at
 
@@ -193,13 +195,13 @@ def one_only(patch: Patch) -> None:
 
 def without_what_leads_there(patch: Patch) -> None:
     """Of the steps that have to come before the reversed one, none is planned."""
-    patch.setattr(Dpor, "_past", lambda self, *_: [0] * len(self._history.of))
+    patch.setattr(Races, "past", lambda self, *_: [0] * len(self._history.of))
 
 
 def with_what_does_not_lead_there(patch: Patch) -> None:
     """All that is not ordered after the first step comes with the second."""
 
-    def mutant(self: Dpor, first: int, second: Step) -> Any:
+    def mutant(self: Races, first: int, second: Step) -> Any:
         clock = past(self, first, second)
         for at in range(first + 1, len(self._history.steps)):
             step = self._history.steps[at]
@@ -209,19 +211,19 @@ def with_what_does_not_lead_there(patch: Patch) -> None:
                 clock[step.number] = max(clock[step.number], step.time)
         return clock
 
-    patch.setattr(Dpor, "_past", mutant)
+    patch.setattr(Races, "past", mutant)
 
 
 def what_made_it_possible(patch: Patch) -> None:
     """What had to happen before the second step comes with it, without the first step, too."""
 
-    def mutant(self: Dpor, first: int, second: Step) -> Any:
+    def mutant(self: Races, first: int, second: Step) -> Any:
         clock = past(self, first, second)
         for at in second.needs:
             join(clock, self._history.steps[at].clock)
         return clock
 
-    patch.setattr(Dpor, "_past", mutant)
+    patch.setattr(Races, "past", mutant)
 
 
 def whoever_goes_on(patch: Patch) -> None:
@@ -258,6 +260,34 @@ def waits_race(patch: Patch) -> None:
 
     wait = Races._wait
     patch.setattr(Races, "_wait", mutant)
+
+
+def waits_for_several_race(*, least: int) -> Mutation:
+    """A wait for several cells comes before fewer writes at once than it has to, or before none."""
+
+    def mutation(patch: Patch) -> None:
+        def mutant(*args: Any) -> list[Cut]:
+            return [cut for cut in cuts(*args) if len(cut.removed) < least]
+
+        cuts = Races._cuts
+        patch.setattr(Races, "_cuts", mutant)
+
+    return mutation
+
+
+def with_what_it_comes_before(patch: Patch) -> None:
+    """A wait for several cells takes along what it is to come before."""
+
+    def mutant(self: Races, clock: Any, spots: Any, removed: Any) -> Any:
+        return without(self, clock, spots, ())
+
+    without = Races._clock_without
+    patch.setattr(Races, "_clock_without", mutant)
+
+
+def without_what_it_needs(patch: Patch) -> None:
+    """A wait for several cells takes along nothing of what made it possible."""
+    patch.setattr(Races, "_clock_without", lambda _self, clock, *_: clock[:])
 
 
 def no_pending_races(patch: Patch) -> None:
@@ -336,6 +366,10 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "forgotten plans": (forgotten_plans, MEMORY),
     "an acquisition races with a release": (release_races, LOCKS),
     "waits race with nothing": (waits_race, WAITS),
+    "waits for several cells race with nothing": (waits_for_several_race(least=1), MEETINGS),
+    "waits for several cells race with one": (waits_for_several_race(least=2), None),
+    "with what it comes before": (with_what_it_comes_before, None),
+    "without what it needs": (without_what_it_needs, None),
     "threads that are stuck": (no_pending_races, None),
     "alternatives of choices": (first_choices, only("accesses", "choices")),
     "fatal findings": (not_fatal, CHECKS),

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from sim.cells import Cell
 from sim.choosing import Strategy
+from sim.console import summary
+from sim.errors import MisuseError
 from sim.execution import CUT
 from sim.explore import Budget, Explorer
 from sim.macros import (
@@ -174,6 +177,52 @@ def test_a_reader_of_a_seqcount_sees_no_mixture(strategy: Callable[[], Strategy]
     assert set(outcomes) == {((0, 0),), ((1, 1),), ((2, 2),)}
 
 
+def competes(nth: int, *, politely: bool = True) -> Callable[[World], Any]:
+    """Peterson's lock (1981): two flags, and whose turn it is, in two loads."""
+
+    async def body(world: World) -> None:
+        board = world.board
+        mine, other = (board.x, board.y) if nth else (board.y, board.x)
+        turn, inside = board.data.word(0, 8), board.data.word(8, 8)
+        await WRITE_ONCE(mine, 1)
+        if politely:
+            await WRITE_ONCE(turn, 1 - nth)
+        while (flag := await READ_ONCE(other)) and (now := await READ_ONCE(turn)) != nth:
+            await cpu_relax(other, flag, turn, now)
+        await WRITE_ONCE(inside, await READ_ONCE(inside) + 1)
+        await outcome(await READ_ONCE(inside))
+        await WRITE_ONCE(mine, 0)
+
+    body.__name__ = f"competitor{nth}"
+    return body
+
+
+@pytest.mark.parametrize("strategy", [Dpor, Dfs, lambda: Bounded(3)])
+def test_petersons_lock_excludes(strategy: Callable[[], Strategy]) -> None:
+    search_ = strategy()
+    report, outcomes = search(threads(competes(0), competes(1)), search_)
+
+    assert not report.findings
+    assert set(outcomes) == {(1, 2), (2, 1)}
+    assert getattr(search_, "complete", False)
+
+
+def test_petersons_lock_needs_that_one_gives_way() -> None:
+    """Without a write to `turn` thread 0 goes in whatever thread 1 says."""
+    rude = competes(0, politely=False), competes(1, politely=False)
+    _, outcomes = search(threads(*rude), Dpor())
+
+    assert (1, 1) in outcomes
+
+
+def test_a_place_without_what_was_seen_there_is_refused() -> None:
+    async def main(world: World) -> None:
+        await cpu_relax(world.board.x, 0, world.board.y)
+
+    with pytest.raises(MisuseError, match="a `seen` is missing"):
+        run(main, RandomWalk(0), Report())
+
+
 # -- livelocks -----------------------------------------------------------------------------------
 
 
@@ -284,3 +333,32 @@ def test_a_loop_that_does_not_say_what_it_spins_for_is_cut_and_proves_nothing() 
 
     assert result.cut
     assert result.verdict == "inconclusive"
+
+
+# -- what a proof says ---------------------------------------------------------------------------
+
+
+@workload()
+async def both_or_none(memory: Memory) -> None:
+    """A thread that waits until two cells are equal, and two that write them."""
+    board = memory.static(Board)
+
+    async def waits() -> None:
+        await wait_until(lambda x, y: x == y, board.x, board.y)
+
+    async def sets(place: Cell[int]) -> None:
+        await WRITE_ONCE(place, 1)
+
+    await spawn(sets, board.x, name="x")
+    await spawn(sets, board.y, name="y")
+    await spawn(waits, name="waits")
+
+
+def test_a_proof_with_waits_for_several_cells_counts_no_classes() -> None:
+    program = both_or_none.prepare({})
+    result = Explorer(program, Dpor(), Budget()).explore()
+
+    assert (result.verdict, result.complete, result.classes) == ("proved", True, None)
+    told = summary(program, result)
+    assert told[1].startswith("all interleavings explored, up to the order of independent steps:")
+    assert told[2] == "  some classes may have been run more than once"

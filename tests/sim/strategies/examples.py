@@ -7,6 +7,7 @@ from tests.programs.code import (
     Follow,
     Fork,
     Locked,
+    Meet,
     Program,
     Publish,
     Read,
@@ -38,6 +39,12 @@ EXAMPLES = {
     "a choice that nobody sees": Program(((Choose(), Choose()), (Choose(),))),
     "somebody waits": Program(((Await("x", 2),), (WRITE, Write("x", 2)), (Write("x", 0),))),
     "two wait for each other": Program(((Await("x"), Write("y", 1)), (Await("y"), WRITE))),
+    "before both or behind both": Program(
+        ((Write("x", 1),), (Write("y", 1),), (Meet(("x", "y")), Write("z", 1)))
+    ),
+    "before one and behind the other": Program(
+        ((Write("x", 1),), (Write("y", 1),), (Meet(("y", "x"), "falling"),))
+    ),
     # What comes between two steps that race, and leads to neither, races with a third.
     "one race beside another": Program(
         ((WRITE,), (Write("z", 1),), (Write("x", 2), Write("z", 2)))

@@ -12,17 +12,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, find, given, settings
 from hypothesis.errors import NoSuchExample
 
-from sim.cells import Cell, Struct, cell
 from sim.detectors import standard_detectors
-from sim.execution import Execution
-from sim.hosts import direct
-from sim.macros import WRITE_ONCE, wait_until
-from sim.memory import Memory
 from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
 from sim.strategies.races import Races
 from sim.strategies.steps import Step
-from sim.threads import spawn
 from tests.programs.code import Await, Choose, Fork, Locked, Modify, Program, Read, Swap, Write
 from tests.programs.drawing import ALL, only, programs
 from tests.programs.running import Outcome, TooMany, execute
@@ -34,7 +28,7 @@ FAST = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-SLOW = settings(FAST, max_examples=1000)
+SLOW = settings(FAST, max_examples=400)
 SEARCH = settings(FAST, max_examples=500, phases=[Phase.generate])
 BOUNDS = (0, 1, 2)
 LIMIT = 1_000
@@ -45,6 +39,7 @@ FEATURES = {
     "sections": only("accesses", "sections", "objects"),
     "forks": only("accesses", "forks", "locks"),
     "choices": only("accesses", "choices"),
+    "meetings": replace(only("accesses", "locks", "meetings"), cells=("x", "y")),
     "all": replace(ALL, cpus=False, time=False),
 }
 DRAWN = {
@@ -124,29 +119,6 @@ def test_choosing_a_value_is_no_occasion_for_a_preemption() -> None:
     assert seen(program, Bounded(1))[1] == {0: 4, 1: 6}
 
 
-def test_waits_for_several_cells_are_not_said_to_be_searched_completely() -> None:
-    class Pair(Struct):
-        x: Cell[int] = cell(0)
-        y: Cell[int] = cell(0)
-
-    strategy = Bounded(1)
-    while strategy.begin():
-        memory = Memory()
-        pair = memory.static(Pair)
-
-        async def sets(place: Cell[int]) -> None:
-            await WRITE_ONCE(place, 1)
-
-        async def main(pair: Pair = pair) -> None:
-            await spawn(sets, pair.x, name="x")
-            await spawn(sets, pair.y, name="y")
-            await wait_until(lambda x, y: bool(x or y), pair.x, pair.y)
-
-        direct.run(Execution(main, memory, strategy))
-
-    assert (strategy.complete, strategy.finished) == (False, None)
-
-
 # -- what is left out is noticed -----------------------------------------------------------------
 
 
@@ -192,6 +164,12 @@ def test_leaving_out_threads_that_wait_for_ever_is_noticed(monkeypatch: pytest.M
     monkeypatch.setattr(Races, "pending_races", lambda _self: iter(()))
 
     assert is_noticed("waits")
+
+
+def test_leaving_out_waits_for_several_cells_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Races, "_cuts", lambda *_: [])
+
+    assert is_noticed("meetings")
 
 
 def test_trying_only_the_thread_of_the_second_step_is_noticed(

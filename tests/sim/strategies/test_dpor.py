@@ -32,10 +32,10 @@ from sim.strategies import dpor
 from sim.strategies.dpor import Dpor
 from sim.threads import Body, spawn
 from sim.workload import find
-from tests.programs.code import Await, Held, Program, Write
+from tests.programs.code import Await, Held, Meet, Program, Write
 from tests.programs.drawing import ALL, Features, only, programs
 from tests.programs.running import TooMany
-from tests.sim.strategies.against_dfs import difference
+from tests.sim.strategies.against_dfs import difference, search
 from tests.sim.strategies.examples import EXAMPLES, READ
 
 ROOT = Path(__file__).parents[3]
@@ -49,6 +49,7 @@ SETTINGS = settings(
 MANY = 1000  # programs of each group in the slow test
 FEW = 50
 
+MEETINGS = replace(only("accesses", "atomics", "locks", "forks", "meetings"), cells=("x", "y", "z"))
 #: The features of programs, how many threads, instructions of a thread, instructions in all.
 #: Shared CPUs are left out: nothing is claimed of them, see below.
 GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
@@ -59,6 +60,7 @@ GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
     "nested forks": (only("accesses", "forks", "locks"), (2, 3), 3, 8),
     "choices": (only("accesses", "choices", "atomics"), (2, 4), 3, 7),
     "waits": (only("accesses", "waits", "atomics"), (2, 4), 3, 7),
+    "waits for several cells": (MEETINGS, (2, 4), 3, 8),
     "objects and bytes": (only("objects", "sections", "regions"), (2, 3), 2, 5),
     "fatal checks": (only("accesses", "checks", "waits", "forks"), (2, 4), 3, 7),
     "time": (only("accesses", "time", "locks"), (2, 4), 3, 6),
@@ -139,6 +141,24 @@ def test_a_program_that_shares_a_cpu_is_explored_as_by_brute_force() -> None:
 
     assert difference(Program((holds_it, reads), cpus=(0, 0))) == ""
     assert difference(Program((reads, (Held((Write("x", 1),)),)), cpus=(0, 0))) == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "executions"),
+    [
+        # before both writes or behind one of them, while they do not lead away from each other
+        (Program(((Meet(("x", "y"), "not both"),), (READ,), (Write("y", 1),))), 2),
+        # before both writes, and behind both: come to by either
+        (Program(((Meet(("x", "y")),), (Write("x", 1),), (Write("y", 1),))), 3),
+        # the same, begun from behind both
+        (Program(((Write("x", 1),), (Write("y", 1),), (Meet(("x", "y")), Write("z", 1)))), 2),
+    ],
+)
+def test_a_wait_for_several_cells_comes_before_several_writes(
+    program: Program, executions: int
+) -> None:
+    assert difference(program) == ""
+    assert search(program, Dpor(), None, 10).executions == executions
 
 
 @pytest.mark.xfail(reason="that a thread waits for a CPU and for a cell at once is not understood")
