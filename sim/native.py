@@ -54,6 +54,8 @@ SIM: Final = Path(__file__).parent
 BUILT: Final = SIM / "__native__"
 SUFFIX: Final = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
 
+# What is called from elsewhere in the one library need not be found by name there.
+_FLAGS: Final = "-fvisibility=hidden -fno-semantic-interposition -fno-plt"  # of gcc and clang
 _SETUP: Final = """\
 from setuptools import setup
 from mypyc.build import mypycify
@@ -63,7 +65,7 @@ setup(name="native", packages=[], ext_modules=mypycify({files!r}, opt_level="3")
 
 def directory() -> Path:
     """Where the machine code of the present sources is, if it has been made."""
-    text = hashlib.sha256(SUFFIX.encode())
+    text = hashlib.sha256(f"{SUFFIX} {_FLAGS}".encode())
     for module in MODULES:
         text.update(_source(module).read_bytes())
     return BUILT / text.hexdigest()[:16]
@@ -115,10 +117,11 @@ def build() -> str:
         files = [str(Path(*module.split(".")).with_suffix(".py")) for module in MODULES]
         (root / "setup.py").write_text(_SETUP.format(files=files))
         (root / "mypy.ini").write_text("[mypy]\nignore_missing_imports = true\n")
+        cflags = os.environ.get("CFLAGS", "")
         done = subprocess.run(
             [sys.executable, "setup.py", "build_ext", "--inplace"],
             cwd=root,
-            env={**os.environ, "RCUSIM_PURE": "1"},
+            env={**os.environ, "RCUSIM_PURE": "1", "CFLAGS": f"{_FLAGS} {cflags}"},
             capture_output=True,
             text=True,
             check=False,

@@ -40,7 +40,7 @@ def all_dependent() -> Iterator[None]:
     def look_coarsely(self: Races, step: Step, *args: Any) -> None:
         if step.op.kind in MARKERS:
             clock, racing = args[0], args[1]
-            self._meet(self._spot(step.op.addr, 1), step, clock, racing, write=True)
+            self._meet(self._history.spot(step.op.addr, 1), step, clock, racing, write=True)
         else:
             look(self, step, *args)
 

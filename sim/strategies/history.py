@@ -32,7 +32,6 @@ class History:
     begins   by domain and number of thread: where its last section began
     starts   by domain and number of thread: where its last grace period started
     started  by grace period, of this execution: behind which steps sections had ended by its start
-    spot     the spot of some bytes
     """
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class History:
         self.starts: Final[dict[int, dict[int, int]]] = {}
         self.started: Final[dict[Any, tuple[int, ...]]] = {}
         self._last_ends: Final[dict[int, dict[int, int]]] = {}  # by domain and who ended them
-        self.spot: Final = Spots().at
+        self._spots: Final = Spots()
         self._before: Any = None
 
     # -- steps come and go -----------------------------------------------------------------------
@@ -134,6 +133,10 @@ class History:
         step.mark = len(self.log.entries)
         own.append(index)
         self.log.grown(own)
+
+    def spot(self, addr: int, size: int) -> Spot:
+        """The spot of these bytes."""
+        return self._spots.at(addr, size)
 
     def number_of(self, key: int) -> int:
         number = self.numbers.get(key)

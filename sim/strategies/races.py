@@ -35,7 +35,6 @@ class Races:
         self.joint = False
         self._history: Final = history
         self._steps: Final = history.steps
-        self._spot: Final = history.spot
         self.pending: list[Step] = []  # that threads stand before at the end
 
     def push(self, event: Event) -> Step:
@@ -78,7 +77,7 @@ class Races:
         """
         op, kind = step.op, step.op.kind
         if step.memory:
-            spot = self._spot(op.addr, op.size)
+            spot = self._history.spot(op.addr, op.size)
             self._meet(spot, step, clock, racing, write=step.writes)
             for near in spot.overlaps:
                 self._meet(near, step, clock, racing, write=step.writes)
@@ -96,11 +95,11 @@ class Races:
             if op.addr in self._history.exits:
                 ordered.append(self._history.exits[op.addr])
         elif kind == ops.SLEEP or kind == ops.CLOCK:
-            self._meet(self._spot(TIME, 1), step, clock, racing, write=kind == ops.SLEEP)
+            self._meet(self._history.spot(TIME, 1), step, clock, racing, write=kind == ops.SLEEP)
             if kind == ops.SLEEP:
                 self._sleep(step, clock, racing, ordered)
         if step.cpu:
-            spot = self._spot(step.cpu, 1)
+            spot = self._history.spot(step.cpu, 1)
             self._meet(spot, step, clock, racing, write=kind == ops.CPU_HOLD)
             self._possible(step, clock, racing, ordered, spot)
 
@@ -160,7 +159,7 @@ class Races:
         """`step` waits for a predicate: find the last steps before which it held."""
         predicate, cells = step.op.operand
         values = list(result) if result is not None else [cell.value for cell in cells]
-        spots = [self._spot(cell.addr, cell.size) for cell in cells]
+        spots = [self._history.spot(cell.addr, cell.size) for cell in cells]
         found: list[int] = []
         for spot in spots:
             for near in (spot, *spot.overlaps):
@@ -358,5 +357,5 @@ class Races:
 
     def _value(self, place: Any, last: int) -> Any:
         """What a cell held before step `last`."""
-        writes = self._spot(place.addr, place.size).writes
+        writes = self._history.spot(place.addr, place.size).writes
         return self._steps[last].before if writes and writes[-1] == last else place.value
