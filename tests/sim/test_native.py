@@ -96,7 +96,8 @@ def test_machine_code_of_other_sources_is_not_used(
 def test_without_a_compiler_it_says_so_and_is_no_error(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sim.native as n; os.environ['CC'] = '/nowhere/cc'; "
-        f"n.BUILT = pathlib.Path({str(tmp_path / 'built')!r}); n.main()"
+        f"n.BUILT = pathlib.Path({str(tmp_path / 'built')!r}); "
+        "n.MODULES = ('sim.ops', 'sim.undo'); n.main()"
     )
     done = python(code, pure=True)
 

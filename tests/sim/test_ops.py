@@ -76,7 +76,7 @@ def test_local_steps_need_no_scheduling_point(program: Program) -> None:
 
 
 @pytest.mark.slow
-@settings(SLOW, max_examples=500)
+@settings(SLOW, max_examples=300)
 @given(programs(NO_HOGS, threads=(2, 3), weight=6))
 def test_local_steps_of_larger_programs_need_no_scheduling_point(program: Program) -> None:
     no_outcome_is_lost(program)

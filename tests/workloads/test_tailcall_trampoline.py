@@ -12,7 +12,7 @@ from sim.workload import find
 FIX = ("2b5dcb31a19a",)
 LOOP = "unbounded-loop"
 CYCLE = "BUG: unbounded tail calls: bpf_prog_again -> bpf_prog_again"
-CLEAN_FOR = 40
+CLEAN_FOR = 25
 FOUND_WITHIN = 300
 
 Seeded = type[RandomWalk] | type[Pct]

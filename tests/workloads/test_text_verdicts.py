@@ -20,17 +20,26 @@ UAF = "use-after-free"
 FRAME = "corrupted-frame"
 
 
+FOUND_WITHIN = 300
+CLEAN_FOR = 100
+
+
 def explore(
     workload: str,
     strategy: Strategy,
     version: str = "5.10",
     add: tuple[str, ...] = (),
     remove: tuple[str, ...] = (),
-    executions: int = 300,
+    executions: int = FOUND_WITHIN,
     **params: Any,
 ) -> Result:
     program = find(workload).prepare(params, version=version, add=add, remove=remove)
     return Explorer(program, strategy, Budget(executions=executions, seconds=300)).explore()
+
+
+def within(found: bool) -> int:  # reads as a sentence
+    """How many executions to run: until it is found, or until it is clear that nothing is."""
+    return FOUND_WITHIN if found else CLEAN_FOR
 
 
 def kinds(result: Result) -> list[str]:
@@ -43,10 +52,11 @@ def kinds(result: Result) -> list[str]:
 @pytest.mark.parametrize("version", ["5.5", "5.9", "5.10", "6.7", "6.12"])
 @pytest.mark.parametrize("strategy", [RandomWalk, Pct])
 def test_poking_is_clean_on_every_kernel(version: str, strategy: type[RandomWalk | Pct]) -> None:
-    result = explore("tailcall_poke", strategy(0), version, runs="2", reinstall="yes")
+    params: dict[str, Any] = {"runs": "2", "reinstall": "yes"}
+    result = explore("tailcall_poke", strategy(0), version, executions=CLEAN_FOR, **params)
 
     assert kinds(result) == []
-    assert result.executions == 300
+    assert result.executions == CLEAN_FOR
 
 
 @pytest.mark.parametrize("source", ["main", "subprog"])
@@ -140,7 +150,9 @@ def test_the_stable_flag_comes_last_and_under_the_mutex(mutant: str) -> None:
 def test_functions_of_freed_programs_are_forgotten(
     version: str, source: str, add: tuple[str, ...], *, found: bool
 ) -> None:
-    result = explore("tailcall_subprog_untrack", RandomWalk(0), version, add, source=source)
+    result = explore(
+        "tailcall_subprog_untrack", RandomWalk(0), version, add, (), within(found), source=source
+    )
 
     assert kinds(result) == [UAF] * found
 
@@ -202,7 +214,7 @@ def test_fexit_on_a_function_that_sleeps_finds_its_text_from_v5_12_on(
 def test_fexit_on_a_function_that_sleeps_returns_into_other_text_before_v5_12(
     version: str, add: tuple[str, ...], *, found: bool
 ) -> None:
-    result = explore("trampoline_fexit_sleep", Pct(0), version, add)
+    result = explore("trampoline_fexit_sleep", Pct(0), version, add, (), within(found))
 
     assert kinds(result) == [EXECUTE] * found
     assert all("(orig)" in found.finding.title for found in result.findings)
@@ -228,7 +240,7 @@ def test_a_half_is_not_written_under_a_preempted_task_from_v5_6_on(
     *,
     found: bool,
 ) -> None:
-    result = explore("trampoline_halfpage", strategy(0), version, add, remove)
+    result = explore("trampoline_halfpage", strategy(0), version, add, remove, within(found))
 
     assert kinds(result) == [EXECUTE] * found
 
@@ -238,7 +250,9 @@ def test_a_half_is_not_written_under_a_preempted_task_from_v5_6_on(
 def test_a_map_shared_with_a_sleeping_program_outlives_it(
     strategy: type[RandomWalk | Pct], map_type: str
 ) -> None:
-    result = explore("sleepable_vs_nonsleepable", strategy(0), map_type=map_type)
+    result = explore(
+        "sleepable_vs_nonsleepable", strategy(0), executions=CLEAN_FOR, map_type=map_type
+    )
 
     assert kinds(result) == []
 
