@@ -19,7 +19,7 @@ from kernel_model.bpf.syscall import Sysctls
 from kernel_model.bpf.trampoline import Trampolines
 from kernel_model.fixes import DEFAULT_VERSION, Fix, fixes_of
 from kernel_model.kernel import Kernel
-from kernel_model.linux.file import FdTable, FileCache
+from kernel_model.linux.file import FdTable
 from kernel_model.rcu.tasks import TASKS, RcuTasks
 from kernel_model.rcu.tasks_trace import TRACE, RcuTasksTrace
 from kernel_model.rcu.tree import RCU, RcuData
@@ -31,7 +31,6 @@ SUBSYSTEMS: Final[tuple[type[Struct], ...]] = (
     RcuTasks,
     RcuTasksTrace,
     FdTable,
-    FileCache,
     UserSpace,
     Credentials,
     Sysctls,

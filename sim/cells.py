@@ -355,6 +355,10 @@ class Struct:
             if not name.startswith("_"):
                 yield from _structs(value)
 
+    def may_be_lost(self) -> bool:
+        """Whether it is no leak that nothing points to it any more."""
+        return False
+
     def __repr__(self) -> str:
         return f"<{self.label}>"
 

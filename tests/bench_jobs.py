@@ -40,7 +40,7 @@ def measure(workload: list[str], jobs: int) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("workload", nargs="*", default=["lastzero", "--param=n=17"])
+    parser.add_argument("workload", nargs="*", default=["lastzero", "--param=n=19"])
     args = parser.parse_args()
     seconds: dict[int, list[float]] = {1: [], 2: []}
     counts = set()

@@ -54,6 +54,10 @@ class File(Struct):
         if self.private_data is not None and self.f_count.value > 0:
             yield self.private_data
 
+    def may_be_lost(self) -> bool:
+        """Once it has been released its memory is kept, see above."""
+        return self.f_count.value == 0
+
 
 @final
 class FdTable(Struct):
@@ -69,16 +73,6 @@ class FdTable(Struct):
 
     def __init__(self) -> None:
         self.add_cells("fd", NR_OPEN, None)
-
-
-@final
-class FileCache(Struct):
-    """The slab of files: what has been released stays here, see above."""
-
-    KIND = "filp"
-
-    def __init__(self) -> None:
-        self.released: Final[list[File]] = []
 
 
 async def get_unused_fd_flags(kernel: Kernel, flags: int = 0) -> int:
@@ -134,7 +128,6 @@ async def delayed_fput(kernel: Kernel, file: File) -> None:
 @kernel_function
 async def ____fput(kernel: Kernel, file: File) -> None:
     """Nobody has the file any more."""
-    kernel.subsystem(FileCache).released.append(file)
     await file.f_op.release(kernel, file)
 
 

@@ -1,7 +1,8 @@
 """Objects that nobody can free any more, in the words of kmemleak.
 
 When every thread has ended, an object that has not been freed must be reachable from static
-storage through pointers in cells (weak ones do not count) and in constants of objects.
+storage through pointers in cells (weak ones do not count) and in constants of objects, unless its
+class keeps the memory for a reason of its own (`Struct.may_be_lost`).
 
 Not seen: a pointer kept as a number in a region of bytes.
 """
@@ -38,7 +39,11 @@ class Leak:
         if len(event.snapshot.live) == len(event.snapshot.roots):
             return None
         kept = _reachable(event.snapshot.roots)
-        lost = {found.addr: found for found in event.snapshot.live if found.addr not in kept}
+        lost = {
+            found.addr: found
+            for found in event.snapshot.live
+            if found.addr not in kept and not found.may_be_lost()
+        }
         pointed_to = {p.addr for found in lost.values() for p in found.pointers() if p is not found}
         heads = [found for addr, found in lost.items() if addr not in pointed_to]
         circular = [found for addr, found in lost.items() if addr in pointed_to]

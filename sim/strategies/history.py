@@ -72,6 +72,8 @@ class History:
     def seen(self, event: Event, index: int) -> None:
         """Step `index`, known from the execution before, has been taken again."""
         self.threads[self.number_of(event.thread.key)] = event.thread
+        if index == 1:
+            self.started.clear()  # of the execution before
         if event.op.kind == ops.GP_START:
             self.started[event.result] = self.steps[index].ended
 
@@ -185,6 +187,7 @@ class History:
         elif kind == ops.GP_START:
             self._last(self.starts, op.addr, step.number, index)
             step.ended = tuple(self._last_ends.get(op.addr, {}).values())
+            self.log.item(self.started, event.result)
             self.started[event.result] = step.ended
         elif kind == ops.SLEEP:
             self._wrote(self.spot(TIME, 1), index)

@@ -99,3 +99,30 @@ def test_constants_are_pointers_too() -> None:
         await WRITE_ONCE(world.board.any, holder)
 
     assert explore(threads(holds)).titles == []
+
+
+class Pooled(Struct):
+    """Its memory is kept for the next one."""
+
+    KIND = "pooled"
+
+    def __init__(self, item: Item | None = None) -> None:
+        self.item = item
+
+    def may_be_lost(self) -> bool:
+        return True
+
+
+def test_what_may_be_lost_is_no_leak_but_keeps_nothing_else() -> None:
+    async def loses(world: World) -> None:
+        del world
+        await alloc(Pooled)
+
+    async def loses_more(world: World) -> None:
+        del world
+        await alloc(Pooled, await alloc(Item))
+
+    assert not explore(threads(loses)).findings
+    assert explore(threads(loses_more)).only.title == (
+        "BUG: memory leak: unreferenced object item#loses_more.0"
+    )
