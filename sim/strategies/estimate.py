@@ -13,9 +13,12 @@ time for it another round follows, of twice the width, and the last one counts; 
 are enough.  How wide it becomes is decided by what probes cost, never by what they say.
 
 The interval takes the probes for lognormal (Cox's method, with Student's t): their scatter counts
-twice, for what has been missed as well as for what has been seen.  Measured, it held the truth in
-78 of 100 cases after the first round, in 89 after 200 executions, in 93 after 1,000; with deep and
-narrow trees less often (docs/performance.md).
+twice, for what has been missed as well as for what has been seen.  In deep and narrow trees nearly
+all probes of a round miss the same large branches, and agree.  That shows from round to round: as
+long as wider probes say more, the next ones would, too, so the upper end goes up by as much as the
+last round said more than the ones before.  Measured, the interval held the truth in 91 of 100 cases
+after 200 executions, in 95 after 1,000; with deep and narrow trees less often
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ def estimate(
         return behind(plan)
 
     width, latest = 1, None
+    middles: list[float] = []  # of the rounds, as logarithms
     while latest is None or fits(2 * ran * FEWEST // PROBES):
         ran = 0
         numbers: list[float] = []
@@ -78,10 +82,26 @@ def estimate(
                     return Estimate(number, number, number)
                 numbers.append(number)
         except SpentError:
-            return interval(numbers) if len(numbers) >= FEWEST else latest
-        latest = interval(numbers)
+            if len(numbers) < FEWEST:
+                return latest
+            spent = True
+        else:
+            spent = False
+        middles.append(fmean(map(math.log, numbers)))
+        latest = interval(numbers, growth(middles))
+        if spent:
+            break
         width *= 2
     return latest
+
+
+def growth(middles: Sequence[float]) -> float:
+    """By how much more the last round says than the ones before it, as a logarithm; 0: no more.
+
+    middles  of the rounds, as logarithms
+    """
+    last = middles[-1]
+    return max((0.0, *((last - middles[-n - 1]) / n for n in (1, 2) if n < len(middles))))
 
 
 def probe(
@@ -101,12 +121,13 @@ def probe(
     return number, exact
 
 
-def interval(numbers: Sequence[float]) -> Estimate:
-    """What some probes say together; see the module's docstring."""
+def interval(numbers: Sequence[float], more: float = 0.0) -> Estimate:
+    """What some probes say together, and `more` (a logarithm); see the module's docstring."""
     mean = fmean(numbers)
     logarithms = [math.log(number) for number in numbers]
     n, scatter = len(numbers), variance(logarithms)
     middle = fmean(logarithms) + scatter / 2
     reach = STUDENT[n] * math.sqrt(scatter / n + scatter**2 / (2 * (n - 1)))
-    low, high = (math.exp(min(end, math.log(HUGE))) for end in (middle - reach, middle + reach))
+    ends = middle - reach, middle + reach + more
+    low, high = (math.exp(min(end, math.log(HUGE))) for end in ends)
     return Estimate(mean, min(low, mean), max(high, mean))

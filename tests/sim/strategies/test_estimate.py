@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from sim.sizing import Aside, each
-from sim.strategies.estimate import HUGE, SpentError, estimate, interval, probe
+from sim.strategies.estimate import HUGE, SpentError, estimate, growth, interval, probe
 from sim.strategies.plans import WHOLE
 from sim.totals import Budget
 from sim.workload import find
@@ -172,6 +172,21 @@ def test_the_interval_is_around_the_mean_and_as_wide_as_the_probes_scatter() -> 
     assert near.high < 120
     assert far.low < 1000
     assert 20_000 < far.mean < far.high
+
+
+@pytest.mark.parametrize(
+    ("middles", "more"),
+    [([5.0], 0), ([1.0, 3.0], 2), ([1.0, 4.0, 5.0], 2), ([4.0, 1.0, 3.0], 2), ([5.0, 4.0, 3.0], 0)],
+)
+def test_rounds_that_say_more_than_those_before_move_the_upper_end(
+    middles: list[float], more: float
+) -> None:
+    numbers = [90, 100, 110]
+
+    assert growth(middles) == more
+    plain, moved = interval(numbers), interval(numbers, growth(middles))
+    assert (moved.low, moved.mean) == (plain.low, plain.mean)
+    assert moved.high == pytest.approx(plain.high * math.exp(more))
 
 
 def test_what_is_too_large_for_numbers_is_huge() -> None:
