@@ -260,7 +260,7 @@ class Stall(_Warns):
         elif op.kind == ops.SECTION_END:
             self._about_to_change(op.operand)
             self._awaited.pop(op.operand, None)
-        elif op.kind in (ops.SLEEP, ops.CLOCK):
+        elif op.kind in (ops.SLEEP, ops.ARM, ops.CLOCK):
             if self.log is not None:
                 self.log.attribute(self, "_now")
             self._now = event.result

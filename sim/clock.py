@@ -11,7 +11,7 @@ from typing import final
 from sortedcontainers import SortedList
 
 from sim.errors import MisuseError
-from sim.ops import CLOCK, SLEEP, Op
+from sim.ops import ARM, CLOCK, SLEEP, Op
 from sim.threads import Thread
 
 
@@ -55,6 +55,6 @@ async def sleep(duration: int, name: str = "sleep") -> None:
     """Sleep for `duration` ns of virtual time.  MisuseError if it is negative."""
     if duration < 0:
         raise MisuseError(f"sleep({duration}): a duration is 0 or more nanoseconds")
-    start = await now()
-    op: Op[int] = Op(SLEEP, name, operand=start + duration)
-    await op
+    arm: Op[int] = Op(ARM, "arm", operand=duration)
+    wake: Op[int] = Op(SLEEP, name, operand=await arm + duration)
+    await wake

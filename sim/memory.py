@@ -86,7 +86,7 @@ class Memory:
             ops.GP_END: _nothing,
             ops.CPU_HOLD: self._cpu_hold,
             ops.CPU_RELEASE: self._cpu_release,
-            ops.CLOCK: lambda _thread, _op: self.clock.now,
+            **dict.fromkeys((ops.CLOCK, ops.ARM), lambda _thread, _op: self.clock.now),
             ops.SLEEP: self._sleep,
             ops.JOIN: _nothing,
             ops.FENCE: _nothing,

@@ -45,11 +45,12 @@ QUIESCENT: Final = 25  # engine: every thread has ended
 DEADLOCK: Final = 26  # engine: threads are left and none of them can take a step
 FETCH: Final = 27  # a CPU reads instructions; operand: the program counter; result: what is there
 REWRITE: Final = 28  # target := operand: text that nobody is to be executing any more
+ARM: Final = 29  # a sleep of operand ns begins; result: the virtual time in ns
 
 KIND_NAMES: Final = (
     "LOAD STORE XCHG CMPXCHG RMW LOCK TRYLOCK UNLOCK FREE WAIT ALLOC CHOOSE FORK JOIN EXIT FENCE"
     " SECTION_BEGIN SECTION_END GP_START GP_END CPU_HOLD CPU_RELEASE CLOCK SLEEP NOTE QUIESCENT"
-    " DEADLOCK FETCH REWRITE"
+    " DEADLOCK FETCH REWRITE ARM"
 ).split()
 
 SPINS: Final = "cpu_relax"  # the name of a WAIT of a thread that does not sleep, but spins
@@ -83,7 +84,7 @@ MEMORY: Final = frozenset(
 WRITING: Final = MEMORY - {LOAD, FETCH}
 
 _CPU: Final = frozenset({CPU_HOLD, CPU_RELEASE})
-_TIME: Final = frozenset({CLOCK, SLEEP})
+_TIME: Final = frozenset({CLOCK, ARM, SLEEP})
 
 
 #: What a read-modify-write puts in place of the old value.
@@ -189,6 +190,10 @@ def dependent(a: Op[Any], b: Op[Any], *, same_cpu: bool = False) -> bool:
     Grace periods: a section's beginning and a grace period's start are dependent, for their
     order decides whether the grace period waits; a section's end enables the end of a grace
     period that waits for it; everything else between readers and grace periods commutes.
+
+    Time: the timers are one thing, which is written by whoever arms one and by whoever wakes.
+    (Arming one commutes with arming another, and with reading the clock.  But it may keep a sleeper
+    from waking, and of steps that do, no two may be independent: `sim.strategies.dpor`.)
     """
     ka, kb = a.kind, b.kind
     if same_cpu and (ka in _CPU or kb in _CPU):
@@ -200,7 +205,7 @@ def dependent(a: Op[Any], b: Op[Any], *, same_cpu: bool = False) -> bool:
     if kb == WAIT:
         return _wait_reads(b, a)
     if ka in _TIME and kb in _TIME:
-        return ka == SLEEP or kb == SLEEP
+        return ka != CLOCK or kb != CLOCK
     return _section_dependent(a, b) or _section_dependent(b, a) or _joins(a, b) or _joins(b, a)
 
 

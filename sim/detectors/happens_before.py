@@ -86,6 +86,7 @@ class HappensBefore:
         ops.EXIT,
         ops.CHOOSE,
         ops.CLOCK,
+        ops.ARM,
         ops.SLEEP,
     }
 

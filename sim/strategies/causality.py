@@ -83,6 +83,8 @@ def _sees(thread: Thread, op: Op[Any]) -> Iterator[Hashable]:
         yield from op.operand.waits_for
     elif kind == ops.JOIN:
         yield -op.addr
+    elif kind == ops.CLOCK:
+        yield _CLOCK
 
 
 def _changes(op: Op[Any]) -> Iterator[Hashable]:
@@ -96,7 +98,7 @@ def _changes(op: Op[Any]) -> Iterator[Hashable]:
         yield op.operand
     elif kind == ops.EXIT:
         yield -op.addr
-    elif kind == ops.SLEEP or kind == ops.CLOCK:
+    elif kind == ops.ARM or kind == ops.SLEEP:
         yield _CLOCK
 
 

@@ -27,9 +27,12 @@ stand before.
 
 A fatal step ends an execution, and what others would have done in it is done in one in which they
 go on instead of it.  So a way to a fatal step, which is what happens before it, may be run more
-than once, with more or fewer steps that have nothing to do with it.  And where a thread waits for
-several cells at once, two independent writes may each make it wait; what follows both is then run
-behind either.  Every other class is run once.
+than once, with more or fewer steps that have nothing to do with it.
+
+What makes a step impossible is to be dependent on all else that the step depends on, as it is with
+locks, cells and timers: then only the last of these steps can stand in its way.  Not so where a
+thread waits for several cells at once: two independent writes may each make it wait, and what
+follows both is then run behind either.  Every other class is run once.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class History:
             step.ended = tuple(self._last_ends.get(op.addr, {}).values())
             self.log.item(self.started, event.result)
             self.started[event.result] = step.ended
-        elif kind == ops.SLEEP:
+        elif kind == ops.SLEEP or kind == ops.ARM:
             self._wrote(self.spot(TIME, 1), index)
         elif kind == ops.CLOCK:
             self._read(self.spot(TIME, 1), step.number, index)

@@ -21,6 +21,7 @@ from sim.threads import Thread
 if TYPE_CHECKING:
     from sim.events import Event
 
+_TIME: Final = frozenset({ops.CLOCK, ops.ARM, ops.SLEEP})
 _NONE: Final[dict[int, int]] = {}
 
 
@@ -94,10 +95,11 @@ class Races:
         elif kind == ops.JOIN:
             if op.addr in self._history.exits:
                 ordered.append(self._history.exits[op.addr])
-        elif kind == ops.SLEEP or kind == ops.CLOCK:
-            self._meet(self._history.spot(TIME, 1), step, clock, racing, write=kind == ops.SLEEP)
+        elif kind in _TIME:
+            spot = self._history.spot(TIME, 1)
+            self._meet(spot, step, clock, racing, write=kind != ops.CLOCK)
             if kind == ops.SLEEP:
-                self._sleep(step, clock, racing, ordered)
+                self._possible(step, clock, racing, ordered, spot)
         if step.cpu:
             spot = self._history.spot(step.cpu, 1)
             self._meet(spot, step, clock, racing, write=kind == ops.CPU_HOLD)
@@ -134,24 +136,26 @@ class Races:
     def _possible(
         self, step: Step, clock: Clock, racing: list[int], ordered: list[int], spot: Spot
     ) -> None:
-        """`step` has to wait until `spot` is free: leave the steps before which it was."""
+        """`step` has to wait for what was written to `spot`: leave what it could come before."""
         if not spot.writes:
             return
         last = spot.writes[-1]
-        if last in racing and not self._was_free(last, spot):
+        if last in racing and not self._could_come(step, last, spot):
             racing[:] = [at for at in racing if not self._history.is_after(at, last)]
             ordered.append(last)
             for at in reversed(spot.writes):
-                if self._was_free(at, spot):
+                if self._could_come(step, at, spot):
                     self._new(step, clock, racing, (at,))
                     break
 
-    def _was_free(self, index: int, spot: Spot) -> bool:
-        """Whether the lock or CPU that step `index` wrote was free before it."""
-        step = self._steps[index]
-        if step.op.kind in ops.MEMORY and step.op.addr == spot.addr:
-            return step.before is None
-        return step.op.kind == ops.CPU_HOLD
+    def _could_come(self, step: Step, index: int, spot: Spot) -> bool:
+        """Whether the lock or CPU was free before step `index` wrote it, or `step` could wake."""
+        if spot.addr == TIME:
+            return self._earliest(step, index)
+        other = self._steps[index]
+        if other.op.kind in ops.MEMORY and other.op.addr == spot.addr:
+            return other.before is None
+        return other.op.kind == ops.CPU_HOLD
 
     def _wait(
         self, step: Step, clock: Clock, racing: list[int], ordered: list[int], result: Any
@@ -230,24 +234,6 @@ class Races:
                     join(clock, self._steps[at].clock)
                     break
         return clock
-
-    def _sleep(self, step: Step, clock: Clock, racing: list[int], ordered: list[int]) -> None:
-        """`step` sleeps: leave the step before which nobody had an earlier deadline.
-
-        Without that one, it still comes after all that read the clock before.
-        """
-        ordered += racing
-        racing.clear()
-        for at in range(len(self._steps) - 1, 0, -1):
-            other = self._steps[at]
-            if other.op.kind not in (ops.CLOCK, ops.SLEEP) or other is step:
-                continue
-            if other.number == step.number or other.time <= clock[other.number]:
-                continue
-            if self._earliest(step, at):
-                racing.append(at)
-            else:
-                ordered.append(at)
 
     def _earliest(self, step: Step, without: int) -> bool:
         """Whether `step` would be the next to wake, were it not for step `without`."""

@@ -54,12 +54,14 @@ _READING: Final = frozenset(
         ops.TRYLOCK,
         ops.WAIT,
         ops.CLOCK,
+        ops.ARM,
         ops.SLEEP,
     }
 )
 #: Operations whose operand is more than what they read and write says.
 _WITH_OPERAND: Final = frozenset(
-    {ops.FORK, ops.EXIT, ops.SECTION_BEGIN, ops.SECTION_END, ops.GP_END, ops.SLEEP, ops.NOTE}
+    {ops.FORK, ops.EXIT, ops.SECTION_BEGIN, ops.SECTION_END, ops.GP_END, ops.ARM, ops.SLEEP}
+    | {ops.NOTE}
 )
 
 

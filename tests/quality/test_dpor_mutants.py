@@ -340,6 +340,8 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "sections are independent": (independent(ops.SECTION_BEGIN), SECTIONS),
     "grace periods are independent": (independent(ops.GP_START), SECTIONS),
     "sleeping is independent": (independent(ops.SLEEP), only("accesses", "time")),
+    "arming is independent": (independent(ops.ARM), only("accesses", "time")),
+    "arming races with nothing after": (unnoted(ops.ARM), only("accesses", "time")),
     "loads race with nothing before": (unseen(ops.LOAD), MEMORY),
     "stores race with nothing after": (unnoted(ops.STORE), MEMORY),
     "sections race with nothing before": (unseen(ops.SECTION_BEGIN), SECTIONS),

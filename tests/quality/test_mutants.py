@@ -85,6 +85,7 @@ DEPENDENT: dict[str, tuple[Dependent, Features]] = {
     "join": (every(ops.JOIN), only("accesses", "forks")),
     "sharing a CPU": (no_cpus, CPUS),
     "time and sleep": (pair(ops.CLOCK, ops.SLEEP), only("time")),
+    "arming and sleep": (pair(ops.ARM, ops.SLEEP), only("time")),
     "two sleeps": (pair(ops.SLEEP, ops.SLEEP), only("time")),
 }
 
@@ -97,6 +98,7 @@ LOCAL: dict[str, tuple[int, Features]] = {
     "starting a grace period": (ops.GP_START, SECTIONS),
     "holding a CPU": (ops.CPU_HOLD, CPUS),
     "reading the clock": (ops.CLOCK, only("time")),
+    "arming a timer": (ops.ARM, only("time")),
 }
 
 

@@ -52,6 +52,10 @@ EXAMPLES = {
     # Two readers that come after the writer of themselves, though their threads are the first.
     "readers are let in": Program(((Await("y"), READ), (Await("y"), READ), (Write("y", 1), WRITE))),
     "sleepers": Program(((Sleep(5), WRITE), (Sleep(10), READ), (Sleep(5), Time()))),
+    "clocks are read, and a shorter sleep is begun": Program(((Sleep(5),), (Time(),), (Sleep(0),))),
+    "two shorter sleeps are begun": Program(
+        ((Sleep(5),), (Fork((Sleep(0),)),), (Fork((Sleep(0),)), Time()))
+    ),
     "nested conditions": Program(
         ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))
     ),
