@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from sim.console import (
     result_json,
     run_json,
     summary,
+    terminal_width,
     trace_json,
     workloads_json,
 )
@@ -52,6 +52,7 @@ from sim.matrix_table import (
     write_page,
 )
 from sim.options import (
+    DEFAULT_OUT,
     AtStep,
     Cluster,
     Depth,
@@ -81,6 +82,7 @@ from sim.options import (
     With,
     Without,
     WritePage,
+    about,
     choices_for,
     host_for,
     program_for,
@@ -99,10 +101,12 @@ from sim.watch import watch, watched
 from sim.workload import Program, known
 
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help=__doc__,
+    callback=about,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
-
-DEFAULT_OUT = Path(".rcusim")
 
 
 @app.command("list")
@@ -244,7 +248,7 @@ def run(
     if json_output:
         _print_json(run_json(trace, verdict))
     else:
-        typer.echo(render_columns(trace, width=_width()))
+        typer.echo(render_columns(trace, width=terminal_width()))
         if trace.findings:
             typer.echo(render_splats(trace))
         typer.echo(f"{verdict}: one execution, {len(trace.events)} steps; trace: {path}")
@@ -293,7 +297,7 @@ def show(
     if json_output:
         return _print_json(trace_json(trace))
     since: Literal["all", "threads"] = "all" if setup else "threads"
-    typer.echo(render_columns(trace, width=width or _width(), since=since))
+    typer.echo(render_columns(trace, width=width or terminal_width(), since=since))
     if trace.findings:
         typer.echo(render_splats(trace))
 
@@ -350,10 +354,6 @@ def matrix(
         write_page(write, outcomes)
     wrong = any(outcome.unexpected for outcome in outcomes)
     raise typer.Exit(EXIT_FINDING if wrong else EXIT_PROVED)
-
-
-def _width() -> int:
-    return shutil.get_terminal_size((100, 24)).columns
 
 
 def _print_json(value: Any) -> None:

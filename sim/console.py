@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -354,3 +355,8 @@ def progress_text(result: Result) -> str:
     else:
         told.append(_count(len(result.findings), "finding"))
     return ", ".join(told)
+
+
+def terminal_width() -> int:
+    """The columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns

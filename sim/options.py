@@ -9,6 +9,8 @@ import typer
 
 from sim.choosing import Strategy
 from sim.errors import UsageError
+from sim.native import compiled
+from sim.record import tool_version
 from sim.run import HOSTS, Host
 from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
@@ -17,6 +19,25 @@ from sim.strategies.pct import Pct
 from sim.strategies.random_walk import RandomWalk
 from sim.workload import Program, find
 
+DEFAULT_OUT = Path(".rcusim")
+
+
+def _say_version(value: object) -> None:
+    if value:
+        engine = "compiled" if compiled() else "as Python, which is slower: see rcusim-compile"
+        typer.echo(f"rcusim {tool_version()} (engine {engine})")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        help="Say which version this is, and whether its engine is compiled.",
+        callback=_say_version,
+        is_eager=True,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on standard output.", envvar="RCUSIM_JSON"),
@@ -126,6 +147,10 @@ def program_for(
             raise UsageError(f"--param {text}: write it as name=value")
         given[key] = value
     return find(name).prepare(given, version=kernel or None, add=with_ or (), remove=without or ())
+
+
+def about(*, version: Version = False) -> None:
+    """What the command takes before the name of a subcommand."""
 
 
 def strategy_for(name: str, seed: int, preemptions: int | None, depth: int | None) -> Strategy:

@@ -30,7 +30,8 @@ def test_the_example_finds_the_bug_and_proves_its_fix(tmp_path: Path) -> None:
 
 
 def test_every_option_and_command_it_names_exists(tmp_path: Path) -> None:
-    texts = [rcusim(command, "--help", cwd=tmp_path).stdout for command in COMMANDS]
+    commands = [(), *((command,) for command in COMMANDS)]
+    texts = [rcusim(*command, "--help", cwd=tmp_path).stdout for command in commands]
     known = set(re.findall(r"--[a-z][a-z-]+", "\n".join(texts)))
 
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sim.native import compiled
+
 RCUSIM = Path(sys.executable).parent / "rcusim"
 RACY = '''"""Is a flag enough to hand over an object?"""
 
@@ -52,6 +54,16 @@ def rcusim(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
         env={**os.environ, **env},
         check=False,
     )
+
+
+def test_the_version_says_whether_the_engine_is_compiled() -> None:
+    said = rcusim("--version", RCUSIM_PURE="1")
+
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.startswith("rcusim 0.")
+    assert said.stdout.endswith(" (engine as Python, which is slower: see rcusim-compile)\n")
+    if compiled():
+        assert rcusim("--version").stdout.endswith(" (engine compiled)\n")
 
 
 @pytest.fixture
