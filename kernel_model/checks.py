@@ -264,11 +264,11 @@ class Stall(_Warns):
             if self.log is not None:
                 self.log.attribute(self, "_now")
             self._now = event.result
-        for section, awaited in self._awaited.items():
+        for section, known in self._awaited.items():
+            awaited = known
             if section.thread == event.thread.name:
                 self._about_to_change(section)
-                awaited = replace(awaited, steps=awaited.steps + 1)  # noqa: PLW2901
-                self._awaited[section] = awaited
+                awaited = self._awaited[section] = replace(known, steps=known.steps + 1)
             if awaited.steps > STALL_STEPS or self._now - awaited.since > STALL_NS:
                 self._about_to_change(section)
                 del self._awaited[section]
