@@ -192,8 +192,10 @@ class Explorer:
                 break
             if self._keep is not None and self._keep.due():
                 self._keep.keep(self._left(), totals)
-            if self._sizing is not None and self._sizing.due():
-                self._sizing.glance(self._left(), result, self.probed)
+            if self._sizing is not None:
+                self._sizing.remember(result.executions - result.directed, self._left)
+                if self._sizing.due():
+                    self._sizing.glance(self._left(), result, self.probed)
             run = self._next()
             self._counted = True
             self._count(run.execution, progress)

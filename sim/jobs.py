@@ -112,9 +112,11 @@ class Jobs:
     def _checkpoint(self) -> None:
         if self._keep is not None and self._keep.due():
             self._keep.keep(self._frontier.packed(), self.totals)
-        if self._sizing is not None and self._sizing.due():
-            left, result = self._frontier.packed(), self.totals.result
-            self._sizing.glance(left, result, self._explorer.probed)
+        if self._sizing is not None:
+            result = self.totals.result
+            self._sizing.remember(result.executions - result.directed, self._frontier.packed)
+            if self._sizing.due():
+                self._sizing.glance(self._frontier.packed(), result, self._explorer.probed)
 
     def _submit(self, executor: Executor) -> None:
         """Give out units as long as the budget is not spoken for."""

@@ -7,14 +7,16 @@ forgotten.  But they are executions like any other, so what one of them finds ha
 
 from __future__ import annotations
 
+import json
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Final, final
 
 from sim.run import Rewound, Run, run_once
 from sim.strategies.dpor import Dpor
-from sim.strategies.estimate import SpentError, estimate
+from sim.strategies.estimate import Estimate, SpentError, estimate
 from sim.strategies.steps import Packed
 from sim.totals import FOUND, INTERRUPTED, Budget, Result
 from sim.watch import watch
@@ -28,6 +30,8 @@ SHARE: Final = 40  # or one for so many of the search: it takes about three time
 GLANCE_S: Final = 0.25  # of a look during the search, at first
 LONG_S: Final = 2.0  # of any such look
 SELDOM: Final = 20  # one second of looks in so many
+FIRST: Final = 16  # executions after which what is left is kept, and after twice as many, ...
+LONG_AGO: Final = 16  # a search that is so many times as far looks back
 
 # The addresses that were raced for, a path, and a plan at a place along it.
 Alone = tuple[Packed, Packed, Packed]
@@ -46,10 +50,21 @@ class Sizing:
         self._live: Final = live
         self._began: Final = time.monotonic()
         self._due = self._began + LEAST_S
+        self._mark = FIRST
+        self._earlier: Final[list[tuple[int, bytes]]] = []  # the executions, and what was left
 
     def due(self) -> bool:
         """Whether it is time to look again while the search goes on."""
         return self._live and time.monotonic() >= self._due
+
+    def remember(self, done: int, left: Callable[[], Packed]) -> None:
+        """Keep what was `left` after so many executions, now and then: see :meth:`conclude`."""
+        if done >= self._mark:
+            self._mark = 2 * done
+            text = json.dumps(left(), separators=(",", ":"))
+            self._earlier.append((done, zlib.compress(text.encode(), 1)))
+            while len(self._earlier) > 1 and self._earlier[1][0] * LONG_AGO <= done:
+                self._earlier.pop(0)
 
     def glance(self, left: Packed, result: Result, collect: Callable[[Run], None]) -> None:
         """Look while the search goes on; see :meth:`conclude`."""
@@ -61,6 +76,10 @@ class Sizing:
 
     def conclude(self, left: Packed, result: Result, collect: Callable[[Run], None]) -> None:
         """Look when the search has been stopped; Ctrl-C ends that, too.
+
+        If there is something to say, a second look starts from what was left when a small part of
+        the executions had been run.  By how much its interval is too low, now that more is known,
+        this one may be, too: its upper end goes up by that.
 
         How many executions are run depends on no clock if executions are the budget, as long as
         they take no longer than is bearable.
@@ -77,7 +96,9 @@ class Sizing:
         fixed = executions is not None and result.executions >= executions
         most = max(FEW, result.executions // SHARE) if fixed else None
         try:
-            self._estimate(left, result, collect, seconds, most)
+            found = self._estimate(left, result, collect, seconds, most)
+            if found is not None and found.low < found.high:
+                self._look_back(result, collect, seconds, most)
         except KeyboardInterrupt:
             return
 
@@ -88,8 +109,44 @@ class Sizing:
         collect: Callable[[Run], None],
         seconds: float,
         most: int | None,
-    ) -> None:
+    ) -> Estimate | None:
         """Run up to about so many executions, if that is a number, for so many seconds."""
+        done = result.executions - result.directed
+        result.at_least = done + sum(1 for _ in each(left))
+        found = self._sampled(left, result, collect, seconds, most)
+        if found is not None:
+            result.estimate = done + found.mean
+            result.estimate_low = done + found.low
+            result.estimate_high = done + found.high
+        for name in ("estimate", "estimate_low", "estimate_high"):
+            value = getattr(result, name)
+            if value is not None:  # of an earlier look, if there was no time now
+                setattr(result, name, max(value, float(result.at_least)))
+        return found
+
+    def _look_back(
+        self, result: Result, collect: Callable[[Run], None], seconds: float, most: int | None
+    ) -> None:
+        """Raise the upper end by as much as an estimate from an earlier time would be too low."""
+        done, high = result.executions - result.directed, result.estimate_high
+        before, packed = self._earlier[0] if self._earlier else (done, b"")
+        if high is None or result.estimate is None or before * LONG_AGO > done:
+            return
+        left = json.loads(zlib.decompress(packed))
+        found = self._sampled(left, result, collect, seconds / 2, most)
+        if found is not None:
+            too_low = (result.estimate - before) / found.high
+            result.estimate_high = done + (high - done) * max(1.0, too_low)
+
+    def _sampled(
+        self,
+        left: Packed,
+        result: Result,
+        collect: Callable[[Run], None],
+        seconds: float,
+        most: int | None,
+    ) -> Estimate | None:
+        """How many executions are left of a search, from up to so many of them."""
         began = time.monotonic()
         ran = 0
         aside = Aside(self._program, left[0], self._budget.steps)
@@ -109,21 +166,10 @@ class Sizing:
                 return False
             return (time.monotonic() - began) * (ran + more) <= seconds * ran
 
-        plans = list(each(left))
-        done = result.executions - result.directed
-        result.at_least = done + len(plans)
         try:
-            found = estimate(plans, behind, fits, Random(result.executions))
+            return estimate(list(each(left)), behind, fits, Random(result.executions))
         finally:
             aside.close()
-        if found is not None:
-            result.estimate = done + found.mean
-            result.estimate_low = done + found.low
-            result.estimate_high = done + found.high
-        for name in ("estimate", "estimate_low", "estimate_high"):
-            value = getattr(result, name)
-            if value is not None:  # of an earlier look, if there was no time now
-                setattr(result, name, max(value, float(result.at_least)))
 
 
 @final

@@ -15,6 +15,7 @@ from sim.run import Run
 from sim.session import Sharing, searching
 from sim.sizing import Aside, Sizing
 from sim.strategies.dpor import Dpor
+from sim.strategies.estimate import Estimate
 from sim.threads import spawn
 from sim.totals import Totals
 from sim.workload import Program, find, workload
@@ -147,6 +148,31 @@ def test_looks_during_the_search_change_nothing(monkeypatch: pytest.MonkeyPatch)
     assert any(shown)
     assert (result.executions, result.steps) == (alone.executions, alone.steps)
     assert result.complete
+
+
+def test_by_how_much_it_was_too_low_before_raises_the_upper_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a tree of which every sample sees a tiny part: none ever says that much is left."""
+    monkeypatch.setattr(sizing, "estimate", lambda *_: Estimate(1.0, 1.0, 2.0))
+    program, budget = find("lastzero").prepare({"n": 10}), Budget(executions=1000)
+    raised = sized(explored(program, budget))
+    monkeypatch.setattr(sizing, "LONG_AGO", 1000)
+    alone = sized(explored(program, budget))
+
+    assert alone[2] < 1100  # about as many as have been run
+    assert raised[2] > 3328
+    assert raised[:2] == alone[:2]
+
+
+def test_what_is_kept_to_look_back_is_little() -> None:
+    program = find("lastzero").prepare({"n": 10})
+    live = Sizing(program, Budget())
+    for done in range(5000):
+        live.remember(done, lambda: [[], [[[], []]]])
+
+    marks = [done for done, _ in live._earlier]
+    assert marks == [256, 512, 1024, 2048, 4096]  # 256 is a sixteenth of 4,096
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
