@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -111,10 +112,11 @@ def test_a_worker_that_is_killed_loses_nothing() -> None:
         return pool
 
     def kill() -> None:
-        for _ in range(3):
-            time.sleep(0.4)
-            for process in list((pools[-1]._processes or {}).values())[:1]:
-                os.kill(process.pid or 0, signal.SIGKILL)
+        for _ in range(3):  # before the search can be over: a worker needs some time to start
+            time.sleep(0.1)
+            for process in list((pools[-1]._processes or {}).values() if pools else ())[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
