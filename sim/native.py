@@ -40,6 +40,7 @@ MODULES: Final = (
     "sim.run",
     "sim.stack",
     "sim.strategies.dpor",
+    "sim.strategies.fatal",
     "sim.strategies.history",
     "sim.strategies.plans",
     "sim.strategies.policy",

@@ -42,6 +42,7 @@ from typing import Final, final
 
 from sim import ops
 from sim.events import Event
+from sim.strategies.fatal import Fatal
 from sim.strategies.history import History
 from sim.strategies.plans import WHOLE, Plan, Rest
 from sim.strategies.policy import Policy
@@ -76,6 +77,7 @@ class Dpor:
         self.rewinds = False
         self._history: Final = History()
         self._races: Final = Races(self._history)
+        self._fatal: Final = Fatal(self._history, self._races)
         contended, rests = left
         self._policy: Final = Policy(self._history, contended)
         self._later: Final = [Rest.unpacked(rest) for rest in rests]
@@ -180,6 +182,7 @@ class Dpor:
         for at in range(1, len(steps)):
             lead = path[at - 1]
             steps[at].lead = lead if lead.fixed else None
+            self._fatal.instead_of(lead.but, steps[at])
             if lead.before is not None:
                 self._moved.append(at)
 
@@ -221,8 +224,11 @@ class Dpor:
         if len(steps) < self._planned:
             self.blocked += 1
         last = len(steps)
-        put_off = self._put_off_fatal(steps[-1])
-        for index in range(self._planned - bool(self._plan.leads), last - put_off):
+        instead = self._fatal.others()
+        if instead is not None:
+            self._policy.fatal(steps[-1])
+            self._add(last - 1, instead)
+        for index in range(self._planned - bool(self._plan.leads), last):
             step = steps[index]
             for first in step.races:
                 self._reverse(first, step, index)
@@ -230,24 +236,12 @@ class Dpor:
                 self._reverse_all(cut, step, index)
             if step.op.kind == ops.CHOOSE:
                 self._choose_otherwise(step, index)
-        if not put_off and (not steps[-1].fatal or steps[-1].lead is None):
+        if instead is None and (not steps[-1].fatal or steps[-1].lead is None):
             for first, step in self._races.stuck_races():
                 self._reverse(first, step, last)
             for step in self._races.pending:
                 for cut in step.cuts:
                     self._reverse_all(cut, step, last)
-
-    def _put_off_fatal(self, end: Step) -> bool:
-        """If a fatal step came of itself, plan that others go on instead: its races are theirs."""
-        if not end.fatal or end.lead is not None:
-            return False
-        self._policy.fatal(end)
-        place = len(self._history.steps) - 1
-        but = self._plan.but if place == self._planned else ()
-        if end.key in but or not self._races.others_able((*but, end.key)):
-            return False
-        self._add(place, Plan([], -1, (*but, end.key)))
-        return True
 
     def _choose_otherwise(self, step: Step, index: int) -> None:
         """Plan the other values of a choice, if it chose the first of itself."""
@@ -283,6 +277,8 @@ class Dpor:
         steps = self._history.steps
         step = steps[first]
         clock += [0] * (len(self._history.of) - len(clock))
+        if self._fatal.known(first, second, index, clock):
+            return
         leads: list[Lead] = []
         for at in range(first + 1, index):
             other = steps[at]
@@ -391,9 +387,12 @@ class Dpor:
         at = self._at - 1
         if at < self._planned:
             lead = self._ahead[at - max(self.kept, 1)]
+            self._fatal.instead_of(lead.but, step)
             if lead.fixed:
                 step.lead = lead
             if lead.before is not None:
                 self._moved.append(at)
+        elif at == self._planned:
+            self._fatal.instead_of(self._plan.but, step)
         while len(self._plans) < at + 2:
             self._plans.append([])

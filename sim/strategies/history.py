@@ -100,7 +100,9 @@ class History:
     def way(self, place: int) -> list[Lead]:
         """The steps to a place, behind the start of the main thread, as they were planned."""
         steps = self.steps[1:place]
-        return [step.lead or Lead(step.key, step.value, fixed=False) for step in steps]
+        return [
+            step.lead or Lead(step.key, step.value, fixed=False, but=step.but) for step in steps
+        ]
 
     def local(self, event: Event) -> None:
         """A local step, behind the last step."""

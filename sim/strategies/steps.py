@@ -19,9 +19,10 @@ class Lead:
     fixed   whether its races are somebody else's: it was moved here, or leads to one that was
     before  of one that was moved: what it was moved before, as key of the thread and place among
             that thread's steps; `CHOICE`: nothing, it chooses another value
+    but     keys of threads whose steps are fatal there, so that it was planned to come instead
     """
 
-    __slots__ = ("before", "fixed", "key", "value")
+    __slots__ = ("before", "but", "fixed", "key", "value")
 
     def __init__(
         self,
@@ -30,21 +31,24 @@ class Lead:
         before: tuple[int, int] | None = None,
         *,
         fixed: bool = True,
+        but: tuple[int, ...] = (),
     ) -> None:
         self.key: Final = key
         self.value: Final = value
         self.before: Final = before
         self.fixed: Final = fixed
+        self.but: Final = but
 
     def packed(self) -> Packed:
         """As plain data."""
-        return [self.key, self.value, self.before, self.fixed]
+        return [self.key, self.value, self.before, self.fixed, list(self.but)]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Lead:
         """What was :meth:`packed`."""
-        key, value, before, fixed = packed
-        return cls(key, value, None if before is None else (before[0], before[1]), fixed=fixed)
+        key, value, before, fixed, but = packed
+        of = None if before is None else (before[0], before[1])
+        return cls(key, value, of, fixed=fixed, but=tuple(but))
 
 
 CHOICE: Final = (-1, 0)
@@ -83,11 +87,13 @@ class Step:
     base      of one that races: what happens before it by its own thread alone
     needs     of one that races: the steps that it races with, and those that made it possible
     lead      what a search had planned it by; None: it was what came next of itself
+    but       keys of threads that it came instead of, for their steps are fatal there
     """
 
     __slots__ = (
         "base",
         "before",
+        "but",
         "clock",
         "cpu",
         "cuts",
@@ -126,6 +132,7 @@ class Step:
         self.races: Sequence[int] = ()
         self.cuts: Sequence[Cut] = ()
         self.lead: Lead | None = None
+        self.but: tuple[int, ...] = ()
         self.before: Any = None
         self.fatal = False
         self.mark = 0

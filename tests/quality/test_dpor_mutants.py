@@ -16,6 +16,7 @@ from sim import ops
 from sim.events import Event
 from sim.strategies import dpor
 from sim.strategies.dpor import Dpor
+from sim.strategies.fatal import Fatal
 from sim.strategies.history import History
 from sim.strategies.plans import Plan
 from sim.strategies.races import Races
@@ -314,6 +315,21 @@ def not_fatal(patch: Patch) -> None:
     patch.setattr(Races, "ended", mutant)
 
 
+def nobody_goes_on_instead(patch: Patch) -> None:
+    """Where a finding ends an execution, nobody else is tried."""
+    patch.setattr(Fatal, "others", lambda _: None)
+
+
+def known_whatever_led_there(patch: Patch) -> None:
+    """A fatal step has been taken, although other steps lead to it now."""
+
+    def mutant(self: Fatal, first: int, second: Step, *_: Any) -> bool:
+        del first
+        return any(second.key in step.but for step in self._history.steps)
+
+    patch.setattr(Fatal, "known", mutant)
+
+
 def races_with_the_past(patch: Patch) -> None:
     """Steps that are ordered race, too."""
 
@@ -375,6 +391,12 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "threads that are stuck": (no_pending_races, None),
     "alternatives of choices": (first_choices, only("accesses", "choices")),
     "fatal findings": (not_fatal, CHECKS),
+    "nobody goes on instead": (nobody_goes_on_instead, CHECKS),
+    "known whatever led there": (known_whatever_led_there, CHECKS),
+    "ways that are taken again": (
+        lambda patch: patch.setattr(Fatal, "known", lambda *_: False),
+        None,
+    ),
 }
 
 

@@ -77,7 +77,11 @@ def order(steps: Sequence[Step]) -> Order:
 
 
 def way_to_the_end(events: Sequence[Event]) -> list[Event]:
-    """The events that happen before the last visible step, it and the local ones behind it."""
+    """The events that happen before the last visible step, it and the local ones behind it.
+
+    A grace period comes behind the sections that had ended when it started, too: had it started
+    earlier it would have waited for them, and that is the same class.
+    """
     last = max((at for at, event in enumerate(events) if event.op.kind not in ops.LOCAL), default=0)
     needed = set(range(last, len(events)))
     for at in range(last - 1, -1, -1):
@@ -85,6 +89,10 @@ def way_to_the_end(events: Sequence[Event]) -> list[Event]:
         if any(
             one.thread is other.thread
             or (one.op.kind == ops.FORK and one.result is other.thread)
+            or (
+                (one.op.kind, other.op.kind) == (ops.SECTION_END, ops.GP_START)
+                and one.op.addr == other.op.addr
+            )
             or ops.dependent(
                 one.op,
                 other.op,

@@ -4,6 +4,7 @@ from tests.programs.code import (
     Await,
     Call,
     Choose,
+    Expect,
     Follow,
     Fork,
     Locked,
@@ -55,6 +56,9 @@ EXAMPLES = {
     "clocks are read, and a shorter sleep is begun": Program(((Sleep(5),), (Time(),), (Sleep(0),))),
     "two shorter sleeps are begun": Program(
         ((Sleep(5),), (Fork((Sleep(0),)),), (Fork((Sleep(0),)), Time()))
+    ),
+    "two steps that are fatal, and become so again": Program(
+        ((Expect("x", 1),), (Expect("x", 1),), (Write("x", 0),))
     ),
     "nested conditions": Program(
         ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))

@@ -63,6 +63,7 @@ GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
     "waits for several cells": (MEETINGS, (2, 4), 3, 8),
     "objects and bytes": (only("objects", "sections", "regions"), (2, 3), 2, 5),
     "fatal checks": (only("accesses", "checks", "waits", "forks"), (2, 4), 3, 7),
+    "fatal checks of readers": (only("accesses", "checks", "sections"), (2, 4), 2, 6),
     "time": (only("accesses", "time", "locks"), (2, 4), 3, 6),
     "all": (replace(ALL, cpus=False), (2, 4), 3, 8),
 }
