@@ -22,15 +22,16 @@ $(STAMP): pyproject.toml
 	$(BIN)/rcusim-compile
 	@touch $@
 
-# After a change in sim/ the Python files are used, until this has been run again.
+# After a change in sim/ the Python files are used, until this has been run again: tests do, at once,
+# and whatever takes long or is measured compiles first.
 native: $(STAMP)  ## compile the engine's hot modules, if there is a C compiler
-	$(BIN)/rcusim-compile
+	@$(BIN)/rcusim-compile
 
 test: $(STAMP)  ## run the fast tests
 	$(BIN)/pytest -n 2 -m "not slow"
 
 # pytest exits with 5 when it selects no test.
-test-slow: $(STAMP)  ## run the slow tests
+test-slow: native  ## run the slow tests
 	@$(BIN)/pytest -n 2 -m slow || { code=$$?; \
 	    test $$code -eq 5 && echo "make test-slow: there are no slow tests yet" || exit $$code; }
 
@@ -42,7 +43,7 @@ check: $(STAMP)  ## lint, formatting, types, import contracts
 
 # Exit codes of rcusim: 0 proved or replay agrees, 1 finding, 3 inconclusive. The races of v5.10
 # have to be found, and the kernels that have the fixes have to be proved: anything else fails.
-demo: $(STAMP)  ## find a race of v5.10, replay its trace, prove that v6.8 has it no more
+demo: native  ## find a race of v5.10, replay its trace, prove that v6.8 has it no more
 	@rm -rf $(DEMO)
 	@echo "== Explore inner_map_replace on the v5.10 model: a race is to be found =="
 	@$(call expect,1,$(BIN)/rcusim explore inner_map_replace --kernel 5.10 --out $(DEMO))
@@ -65,21 +66,21 @@ expect = { $(2); code=$$?; test $$code -eq $(1) || \
 golden: $(STAMP)  ## record the golden traces and their reports anew
 	$(BIN)/python -m tests.golden
 
-matrix: $(STAMP)  ## measure docs/matrix.md anew; fails if a row is not as expected
+matrix: native  ## measure docs/matrix.md anew; fails if a row is not as expected
 	$(BIN)/rcusim matrix --write docs/matrix.md
 
-proofs: $(STAMP)  ## search all that is expected to be clean, for docs/proofs.md; fails if it is not
+proofs: native  ## search all that is expected to be clean, for docs/proofs.md; fails if it is not
 	$(BIN)/python -m tests.proofs --again 300 --write docs/proofs.md
 
-bench: $(STAMP)  ## time complete searches, beside native tools, and the engine, beside a bare loop
+bench: native  ## time complete searches, beside native tools, and the engine, beside a bare loop
 	$(BIN)/python -m tests.bench_search
 	$(BIN)/python -m tests.bench_rcu
 	$(BIN)/python -m tests.bench
 
-bench-jobs: $(STAMP)  ## time a complete search in one process and in two
+bench-jobs: native  ## time a complete search in one process and in two
 	$(BIN)/python -m tests.bench_jobs
 
-bench-peers: $(STAMP) $(PEERS)/.installed  ## time complete searches beside other tools for Python
+bench-peers: native $(PEERS)/.installed  ## time complete searches beside other tools for Python
 	$(BIN)/python -m tests.bench_peers
 
 # They never get into .venv. One that cannot be had is missing from the table, which says so, and

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from sim.explore import Budget, Found, Result
+from sim.native import compiled
 from sim.totals import COMPLETE, FOUND
 from sim.trace.format import Trace
 from sim.trace.replay import Divergence
@@ -17,6 +18,7 @@ from sim.workload import Program, Workload
 
 EXIT_PROVED, EXIT_FINDING, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_DIVERGED, EXIT_INTERNAL = range(6)
 
+LONG_S = 10.0  # a search that took so long had better be compiled
 MILLION = 1e6  # from here on numbers are shown with an exponent
 
 EXIT_CODES = {"proved": EXIT_PROVED, "finding": EXIT_FINDING, "inconclusive": EXIT_INCONCLUSIVE}
@@ -221,6 +223,8 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             lines.append(f"  no finding within {_count(result.finished, 'preemption')}")
         if not result.cut:
             lines += _size(result)
+        if result.elapsed_s >= LONG_S and not compiled():
+            lines.append("  the engine runs as Python: rcusim-compile makes it much faster")
     if result.cut:
         lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
     return lines

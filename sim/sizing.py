@@ -79,7 +79,8 @@ class Sizing:
 
         If there is something to say, a second look starts from what was left when a small part of
         the executions had been run.  By how much its interval is too low, now that more is known,
-        this one may be, too: its upper end goes up by that.
+        this one may be, too: its upper end goes up by that.  And what that look says is as good as
+        what this one says: the upper end is no lower.
 
         How many executions are run depends on no clock if executions are the budget, as long as
         they take no longer than is bearable.
@@ -136,7 +137,8 @@ class Sizing:
         found = self._sampled(left, result, collect, seconds / 2, most)
         if found is not None:
             too_low = (result.estimate - before) / found.high
-            result.estimate_high = done + (high - done) * max(1.0, too_low)
+            raised = done + (high - done) * max(1.0, too_low)
+            result.estimate_high = max(raised, before + found.mean)
 
     def _sampled(
         self,

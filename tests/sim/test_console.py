@@ -2,6 +2,7 @@
 
 import pytest
 
+from sim import console
 from sim.console import progress_text, result_json, summary
 from sim.explore import Result
 from sim.totals import FOUND
@@ -51,6 +52,17 @@ def test_without_an_estimate_there_is_what_is_certain() -> None:
 
 def test_an_estimate_of_another_strategy_is_a_rough_one() -> None:
     assert last(stopped(estimate=924.2)) == "about 920 executions in all (a rough estimate)"
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_long_search_that_ends_without_a_verdict_says_if_it_could_have_been_faster(
+    is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "compiled", lambda: is_compiled)
+    said = "the engine runs as Python: rcusim-compile makes it much faster"
+
+    assert (last(stopped(elapsed_s=60.0, at_least=1010)) == said) is not is_compiled
+    assert last(stopped(elapsed_s=2.0, at_least=1010)) != said
 
 
 def test_a_strategy_that_knows_nothing_says_nothing() -> None:
