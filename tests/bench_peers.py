@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench_search import ROOT, Row, median_of
+from tests.bench_search import ROOT, Row, median_of, version
 
 PEERS = Path(__file__).parent / "peers"
 TICK = 0.001  # rcusim reports milliseconds
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds of one search")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-peers", help="has the peers")
     options = parser.parse_args()
-    print(f"complete searches, rcusim with --strategy {options.strategy}\n")
+    print(f"{version()}\ncomplete searches, rcusim with --strategy {options.strategy}\n")
     print(f"  {'tool':<10}{'executions':>10}{'seconds':>10}{'ratio':>10}")
     for row in ROWS:
         run = median_of(options.repeat, row.name, row.params, options.strategy)

@@ -108,6 +108,12 @@ def search(name: str, params: Mapping[str, int], strategy: str) -> Measured:
     )
 
 
+def version() -> str:
+    """Which rcusim is measured, and whether its engine is compiled."""
+    told = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+    return told.stdout.strip()
+
+
 def median_of(repeat: int, name: str, params: Mapping[str, int], strategy: str) -> Measured:
     """The run of the median time."""
     runs = [search(name, params, strategy) for _ in range(repeat)]
@@ -142,6 +148,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small programs, for a try")
     options = parser.parse_args()
     rows = [row for row in (TINY if options.tiny else ROWS) if options.only in ("", row.name)]
+    print(version())
     print(f"complete searches, --strategy {options.strategy}, median of {options.repeat}\n\n{HEAD}")
     ratios = []
     wrong = []
