@@ -243,13 +243,13 @@ class HappensBefore:
         assert born.index == len(self.clocks)
         for clock in self.clocks:
             clock.append(0)
+        if self._log is not None:  # before the clock that changes: it is put back first then
+            self._log.call(_unfork, self.clocks, self._read, self._fence)
         known = self._release(index)
         known[born.index] = 1
         self.clocks.append(known)
         self._read.append(None)
         self._fence.append(None)
-        if self._log is not None:
-            self._log.call(_unfork, self.clocks, self._read, self._fence)
 
     def _join(self, index: int, event: Event) -> None:
         join(self._changing(self.clocks, index), self.clocks[event.op.target.index])
