@@ -9,7 +9,7 @@ from typing import Final, Protocol, final
 from sim.choosing import Strategy
 from sim.detectors import Prediction
 from sim.errors import MisuseError, NondeterminismError, UsageError
-from sim.execution import Execution
+from sim.execution import CUT, REDUNDANT, STOPPED, Execution
 from sim.hosts import direct
 from sim.run import Fingerprint, Host, Rewound, Run, fingerprint, run_once
 from sim.sizing import Sizing
@@ -200,7 +200,8 @@ class Explorer:
             self._counted = True
             self._count(run.execution, progress)
             n = self._before + result.executions
-            if n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+            power = n & (n - 1) == 0  # the 1st, 2nd, 4th, 8th ...
+            if power and run.execution.state is not REDUNDANT:
                 choices = self._spelt_out(run).execution.choices
                 check_repeats(self._program, choices, self._budget.steps)
             self._collect(run)
@@ -235,20 +236,34 @@ class Explorer:
     def _spelt_out(self, run: Run) -> Run:
         """The same execution from its beginning, with all choices that were made.
 
+        By a trace a thread chooses as soon as it stands before a choice.  So a finding that ends
+        the execution may come earlier; and a thread that had not chosen when the execution ended
+        is given some value with which the findings are the same, if there is one.
+
         Raises NondeterminismError if it is not the same.
         """
         if not hasattr(self._strategy, "select"):
             return run
-        follow = Follow(*run.execution.followed)
-        follow.begin()
-        spelt = self._run(follow)
-        one, other = ([f.key for f in r.execution.findings] for r in (run, spelt))
-        if one != other or run.execution.step != spelt.execution.step:
-            raise NondeterminismError(
-                f"going on from a common beginning gave {run.execution.step} steps and the "
-                f"findings {one}; from the start, {spelt.execution.step} and {other}.  {BLAME}"
-            )
-        return spelt
+        one = [f.key for f in run.execution.findings]
+        steps = run.execution.step
+        earlier = bool(run.execution.followed[1]) and run.execution.state in (STOPPED, CUT)
+        otherwise = 0
+        while True:
+            follow = Follow(*run.execution.followed, otherwise)
+            follow.begin()
+            spelt = self._run(follow)
+            other = [f.key for f in spelt.execution.findings]
+            if one == other and (earlier or follow.needed or steps == spelt.execution.step):
+                return spelt
+            otherwise += 1
+            if otherwise >= follow.needed:
+                break
+        if earlier or follow.needed:
+            return spelt  # another finding comes first there
+        raise NondeterminismError(
+            f"going on from a common beginning gave {steps} steps and the "
+            f"findings {one}; from the start, {spelt.execution.step} and {other}.  {BLAME}"
+        )
 
     def _run(self, strategy: Strategy) -> Run:
         return run_once(self._program, strategy, host=self._host, max_steps=self._budget.steps)
@@ -274,9 +289,13 @@ class Explorer:
         if not run.execution.findings:
             return
         new = self.totals.new(run.execution.findings)
-        choices = self._spelt_out(run).execution.choices if new else []
+        if not new:
+            return
+        spelt = self._spelt_out(run).execution
+        choices = spelt.choices
+        new = [one for one in new if any(one.key == other.key for other in spelt.findings)]
         within = getattr(self._strategy, "within", None)
-        for finding in new:
+        for finding in new or self.totals.new(spelt.findings):
             self.totals.found(finding, choices, directed=False, within=within, probed=probed)
 
     def _pursue(

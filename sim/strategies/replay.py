@@ -52,13 +52,19 @@ class Follow:
     """Let the threads of given keys take the visible steps, in order, and choose given values.
 
     What a search that selects threads (`Execution.followed`) has done, in the choices of a trace.
+    otherwise  what is given to threads that stood before a choice when that ended: here they choose
+    needed     the most values that there were of such a choice, 0: there was none
     """
 
     kinds = None  # sees every event
 
-    def __init__(self, keys: Sequence[int], values: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, keys: Sequence[int], values: Sequence[tuple[int, int]], otherwise: int = 0
+    ) -> None:
         self._keys: Final = tuple(keys)
         self._given: Final = tuple(values)
+        self.needed = 0
+        self._otherwise: Final = otherwise
         self._at = 0
         self._left: dict[int, list[int]] = {}
 
@@ -76,8 +82,11 @@ class Follow:
         return next((i for i, t in enumerate(enabled) if t.key == self._keys[self._at]), -1)
 
     def choose(self, thread: Thread, n: int) -> int:
-        del n
-        return self._left[thread.key].pop()
+        left = self._left.get(thread.key)
+        if left:
+            return left.pop()
+        self.needed = max(self.needed, n)
+        return min(self._otherwise, n - 1)
 
     def observe(self, event: Event) -> None:
         """Count the visible steps."""
