@@ -130,7 +130,9 @@ class Sizing:
     ) -> None:
         """Raise the upper end by as much as an estimate from an earlier time would be too low."""
         done, high = result.executions - result.directed, result.estimate_high
-        before, packed = self._earlier[0] if self._earlier else (done, b"")
+        if not self._earlier:
+            return
+        before, packed = self._earlier[0]
         if high is None or result.estimate is None or before * LONG_AGO > done:
             return
         left = json.loads(zlib.decompress(packed))

@@ -16,6 +16,7 @@ from sim.session import Sharing, searching
 from sim.sizing import Aside, Sizing
 from sim.strategies.dpor import Dpor
 from sim.strategies.estimate import Estimate
+from sim.strategies.plans import WHOLE
 from sim.threads import spawn
 from sim.totals import Totals
 from sim.workload import Program, find, workload
@@ -270,3 +271,17 @@ def test_a_search_that_was_stopped_does_not_take_its_time_with_it(
 
     assert time.monotonic() - began < 5
     assert result.elapsed_s < 0.5  # without what was run to estimate
+
+
+def test_a_search_that_has_run_nothing_yet_has_nothing_to_look_back_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where Ctrl-C comes before workers have handed in anything."""
+    monkeypatch.setattr(sizing, "LEAST_S", 0.2)
+    program, budget = find("lastzero").prepare({"n": 14}), Budget()
+    totals = Totals(budget, optimal=True)
+    Sizing(program, budget).conclude(WHOLE, totals.result, lambda _run: None)
+
+    assert totals.result.executions == 0
+    assert totals.result.at_least == 1
+    assert totals.result.estimate is not None
