@@ -180,7 +180,7 @@ def _writer(
 
     def on_found(found: Found) -> str:
         finding = found.finding
-        path = trace_path(program, finding.kind, finding.title, out)
+        path = trace_path(program, finding, out)
         header = header_of(program, strategy, seed, found.number)
         trace = record(program, Choices(found.choices), header, path, max_steps=max_steps)
         found_in = [(r, (r.kind, r.title, tuple(sorted(r.threads)))) for r in trace.findings]

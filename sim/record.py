@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sim.choosing import Picks
 from sim.errors import UsageError
+from sim.events import Finding
 from sim.execution import DEFAULT_MAX_STEPS, Execution, Observer
 from sim.hosts import direct
 from sim.run import Host, build
@@ -73,14 +74,14 @@ def record(
     return read_trace(path)
 
 
-def trace_path(program: Program, kind: str, title: str, out: Path) -> Path:
+def trace_path(program: Program, finding: Finding, out: Path) -> Path:
     """Where the trace of a finding goes: the same finding, the same name."""
     params = " ".join(f"{k}={v}" for k, v in sorted(program.params.items()))
     model = program.machine.environment.get("model", "")
-    text = f"{title}|{params}|{model}"
+    text = f"{finding.title}|{params}|{model}|{' '.join(sorted(finding.threads))}"
     short = hashlib.sha256(text.encode()).hexdigest()[:8]
     machine = f"-{program.machine.version}" if program.machine.version else ""
-    return out / f"{program.workload.name}{machine}-{kind}-{short}.jsonl"
+    return out / f"{program.workload.name}{machine}-{finding.kind}-{short}.jsonl"
 
 
 def ensure_out(out: Path) -> None:

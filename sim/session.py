@@ -17,6 +17,7 @@ from sim.jobs import Jobs
 from sim.pools import Pool, cluster, processes
 from sim.run import Host
 from sim.sizing import Sizing
+from sim.strategies.bounded import Bounded
 from sim.strategies.dpor import Dpor
 from sim.strategies.frontier import Frontier
 from sim.strategies.steps import Packed
@@ -93,7 +94,7 @@ def searching(
     live  whether to estimate how large a complete search is not only at its end
     """
     if not isinstance(strategy, Dpor):
-        _refuse(resume=resume, shared=sharing.wanted)
+        _refuse(strategy, resume=resume, shared=sharing.wanted)
         yield Explorer(
             program, strategy, budget, host=host, keep_going=keep_going, on_found=on_found
         )
@@ -135,13 +136,14 @@ def searching(
             )
 
 
-def _refuse(*, resume: bool, shared: bool) -> None:
+def _refuse(strategy: Strategy, *, resume: bool, shared: bool) -> None:
     """Raise UsageError for what other strategies cannot do."""
+    bounded = isinstance(strategy, Bounded)
+    wanted = "leave out --preemptions" if bounded else "--strategy dpor"
     for given, option in ((resume, "--resume"), (shared, "--jobs and --cluster")):
         if given:
-            raise UsageError(
-                f"{option}: for complete searches that can be cut into parts: --strategy dpor"
-            )
+            searches = "complete searches that can be cut into parts"
+            raise UsageError(f"{option}: for {searches}: {wanted}")
 
 
 def _left(campaign: Campaign, totals: Totals) -> Packed | None:
