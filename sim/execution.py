@@ -262,7 +262,7 @@ class Execution:
         cpu = thread.cpu
         if op is None or (thread.guarded and not self.memory.ready(thread, op)):
             return False
-        return cpu is None or cpu.holder is None or cpu.holder is thread or op.kind == ops.SLEEP
+        return cpu is None or cpu.holder in (None, thread) or op.kind in ops.OFF_CPU
 
     def enabled(self) -> list[Thread]:
         """Threads whose pending operation can happen now, in order of creation."""

@@ -42,6 +42,7 @@ MODULES: Final = (
     "sim.strategies.dpor",
     "sim.strategies.fatal",
     "sim.strategies.history",
+    "sim.strategies.joint",
     "sim.strategies.plans",
     "sim.strategies.policy",
     "sim.strategies.races",

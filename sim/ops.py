@@ -83,6 +83,10 @@ MEMORY: Final = frozenset(
 )
 WRITING: Final = MEMORY - {LOAD, FETCH}
 
+#: Kinds that need no CPU: time goes on, and timers expire, on one that is held; nobody can tell
+#: when a value was chosen.
+OFF_CPU: Final = frozenset({SLEEP, CHOOSE})
+
 _CPU: Final = frozenset({CPU_HOLD, CPU_RELEASE})
 _TIME: Final = frozenset({CLOCK, ARM, SLEEP})
 
@@ -196,7 +200,7 @@ def dependent(a: Op[Any], b: Op[Any], *, same_cpu: bool = False) -> bool:
     from waking, and of steps that do, no two may be independent: `sim.strategies.dpor`.)
     """
     ka, kb = a.kind, b.kind
-    if same_cpu and (ka in _CPU or kb in _CPU):
+    if same_cpu and (ka in _CPU or kb in _CPU) and not {ka, kb} & OFF_CPU:
         return True
     if ka in MEMORY and kb in MEMORY:
         return (ka in WRITING or kb in WRITING) and overlap(a, b)

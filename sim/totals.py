@@ -73,7 +73,7 @@ class Result:
     complete    whether every interleaving (within the strategy's bound) has been run
     bound       on preemptions, None: none; all executions with `finished` of them have been run
     stopped     what ended the search
-    joint_waits whether a thread waited for several cells: then some classes may be run repeatedly
+    joint_waits whether a thread waited for several things: then some classes may be run repeatedly
     shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
     estimate    of the number of executions in all, None: there is none; a complete search that was

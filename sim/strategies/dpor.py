@@ -47,7 +47,7 @@ from sim.strategies.history import History
 from sim.strategies.plans import WHOLE, Plan, Rest
 from sim.strategies.policy import Policy
 from sim.strategies.races import Races
-from sim.strategies.steering import ENDS, chosen, thread_of
+from sim.strategies.steering import ENDS, chosen, thread_of, thread_to_try
 from sim.strategies.steps import CHOICE, Clock, Cut, Lead, Packed, Step, join
 from sim.threads import Thread
 
@@ -97,7 +97,7 @@ class Dpor:
 
     @property
     def joint_waits(self) -> bool:
-        """Whether a thread has waited for several cells, so that classes may be run repeatedly."""
+        """Whether a thread has waited for several things, so that classes may be run repeatedly."""
         return self._races.joint
 
     # -- the search ----------------------------------------------------------------------------
@@ -338,7 +338,8 @@ class Dpor:
         if at < self._planned:
             lead = self._ahead[at - max(self.kept, 1)]
             self._value = lead.value
-            thread: Thread | None = thread_of(lead.key, alive, able)
+            find = thread_to_try if at == self._planned - 1 else thread_of
+            thread = find(lead.key, alive, able)
         else:
             self._value = 0
             thread = self._unplanned(alive, able, last)

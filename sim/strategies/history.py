@@ -6,6 +6,7 @@ executions is found out once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 from sim import ops
@@ -123,6 +124,7 @@ class History:
             self.born[number] = index
         elif kind == ops.CPU_RELEASE:
             self._wrote(self.spot(op.addr, 1), index)
+            self.steps[index].frees = True
 
     def pop(self) -> Step:
         """Take the last step back."""
@@ -166,6 +168,14 @@ class History:
         clock = other.clock
         return one.number < len(clock) and clock[one.number] >= one.time
 
+    def holder(self, writes: Sequence[int], count: int) -> int:
+        """The number of the thread that held a CPU after the first `count` of its writes, or -1."""
+        if not count:
+            return -1
+        last = self.steps[writes[count - 1]]
+        released = count > 1 and writes[count - 2] == writes[count - 1]
+        return last.number if last.op.kind == ops.CPU_HOLD and not released else -1
+
     def next_of(self, number: int) -> Op[Any] | None:
         """What a thread is about to do in this execution."""
         thread = self.threads.get(number)
@@ -195,8 +205,8 @@ class History:
             self._wrote(self.spot(TIME, 1), index)
         elif kind == ops.CLOCK:
             self._read(self.spot(TIME, 1), step.number, index)
-        if step.cpu:
-            spot = self.spot(step.cpu, 1)
+        if step.on_cpu:
+            spot = self.spot(step.on_cpu, 1)
             if kind == ops.CPU_HOLD:
                 self._wrote(spot, index)
             else:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 from sim import ops
 from sim.ops import Op
 from sim.strategies.history import TIME, History, cpu_of
-from sim.strategies.steps import Clock, Cut, Spot, Step, join
+from sim.strategies.joint import Joint
+from sim.strategies.steps import Clock, Spot, Step, join
 from sim.threads import Thread
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _NONE: Final[dict[int, int]] = {}
 class Races:
     """Finds the races of a history as it grows.
 
-    joint  whether a thread has waited for several cells that others write
+    joint  whether a thread has waited for several things, as in `joint.py`
     """
 
     def __init__(self, history: History) -> None:
@@ -77,8 +78,16 @@ class Races:
         result  of the step; None: it has not been taken
         """
         op, kind = step.op, step.op.kind
+        if step.on_cpu:
+            spot = self._history.spot(step.on_cpu, 1)
+            if spot.writes and self._is_new(step, clock, spot.writes[-1]):
+                self._both(step, clock, ordered, spot, result)
+                return
         if step.memory:
             spot = self._history.spot(op.addr, op.size)
+            if kind == ops.LOCK and self._is_odd(spot):
+                self._both(step, clock, ordered, None, result)
+                return
             self._meet(spot, step, clock, racing, write=step.writes)
             for near in spot.overlaps:
                 self._meet(near, step, clock, racing, write=step.writes)
@@ -100,10 +109,57 @@ class Races:
             self._meet(spot, step, clock, racing, write=kind != ops.CLOCK)
             if kind == ops.SLEEP:
                 self._possible(step, clock, racing, ordered, spot)
-        if step.cpu:
-            spot = self._history.spot(step.cpu, 1)
+        if step.on_cpu:
+            spot = self._history.spot(step.on_cpu, 1)
             self._meet(spot, step, clock, racing, write=kind == ops.CPU_HOLD)
-            self._possible(step, clock, racing, ordered, spot)
+
+    def _both(
+        self,
+        step: Step,
+        clock: Clock,
+        ordered: list[int],
+        cpu: Spot | None,
+        result: Any,
+    ) -> None:
+        """`step` waits for several things, its CPU perhaps: all must be there when it comes."""
+        self.joint = True
+        op, kind = step.op, step.op.kind
+        predicate: Callable[..., bool] = _always
+        spots: list[Spot] = []
+        values: list[Any] = []
+        ends: list[int] = []
+        if kind == ops.WAIT:
+            predicate, cells = op.operand
+            spots = [self._history.spot(cell.addr, cell.size) for cell in cells]
+            values = list(result) if step.time else [cell.value for cell in cells]
+        elif kind == ops.LOCK:
+            predicate = _is_none
+            spots = [self._history.spot(op.addr, op.size)]
+            values = [None if step.time else op.target.value]
+        elif kind in (ops.GP_END, ops.JOIN):
+            if not step.time and not self._is_over(op):
+                return
+            ends = [self._history.exits[op.addr]] if kind == ops.JOIN else list(self._ended(op))
+        joint = Joint(self._history, predicate, spots, values, cpu, ends)
+        met = joint.met(step, clock)
+        ordered += [*met, *ends]
+        step.cuts = joint.cuts(step, clock, met)
+
+    def _is_odd(self, spot: Spot) -> bool:
+        """Whether a lock has been freed, or written in part."""
+        freed = bool(spot.writes) and self._steps[spot.writes[-1]].op.kind == ops.FREE
+        return freed or any(near.writes for near in spot.overlaps)
+
+    def _is_over(self, op: Op[Any]) -> bool:
+        """Whether what a JOIN or GP_END waits for has ended."""
+        if op.kind == ops.JOIN:
+            return op.addr in self._history.exits
+        return all((op.addr, one) in self._history.ends for one in op.operand.waits_for)
+
+    def _is_new(self, step: Step, clock: Clock, at: int) -> bool:
+        """Whether step `at` is another thread's, and not ordered before by `clock`."""
+        other = self._steps[at]
+        return other.number != step.number and other.time > clock[other.number]
 
     def _ended(self, op: Op[Any]) -> Iterator[int]:
         """Where the sections ended that a grace period waits for, or that it found ended.
@@ -141,21 +197,18 @@ class Races:
             return
         last = spot.writes[-1]
         if last in racing and not self._could_come(step, last, spot):
+            ordered += [at for at in racing if self._history.is_after(at, last)]
             racing[:] = [at for at in racing if not self._history.is_after(at, last)]
-            ordered.append(last)
             for at in reversed(spot.writes):
                 if self._could_come(step, at, spot):
                     self._new(step, clock, racing, (at,))
                     break
 
     def _could_come(self, step: Step, index: int, spot: Spot) -> bool:
-        """Whether the lock or CPU was free before step `index` wrote it, or `step` could wake."""
+        """Whether the lock was free before step `index` wrote it, or `step` could wake."""
         if spot.addr == TIME:
             return self._earliest(step, index)
-        other = self._steps[index]
-        if other.op.kind in ops.MEMORY and other.op.addr == spot.addr:
-            return other.before is None
-        return other.op.kind == ops.CPU_HOLD
+        return self._steps[index].before is None
 
     def _wait(
         self, step: Step, clock: Clock, racing: list[int], ordered: list[int], result: Any
@@ -164,17 +217,14 @@ class Races:
         predicate, cells = step.op.operand
         values = list(result) if result is not None else [cell.value for cell in cells]
         spots = [self._history.spot(cell.addr, cell.size) for cell in cells]
-        found: list[int] = []
         for spot in spots:
             for near in (spot, *spot.overlaps):
-                self._meet(near, step, clock, found, write=False)
-        ordered += found
-        writes: list[int] = []
-        for at in sorted({at for spot in spots for at in spot.writes}, reverse=True):
-            self._new(step, clock, writes, (at,))
-        if sum(1 for spot in spots if spot.writes) > 1:
+                self._meet(near, step, clock, ordered, write=False)
+        joint = Joint(self._history, predicate, spots, values)
+        writes = joint.writes(step, clock)
+        if sum(1 for spot in spots if spot.writes) > 1 or not joint.is_plain(writes):
             self.joint = True
-            step.cuts = self._cuts(clock, predicate, spots, values, writes)
+            step.cuts = joint.cuts(step, clock, writes)
             return
         for at in writes:
             if predicate(
@@ -185,55 +235,6 @@ class Races:
             ):
                 racing.append(at)
                 break
-
-    def _cuts(
-        self,
-        clock: Clock,
-        predicate: Callable[..., bool],
-        spots: list[Spot],
-        values: list[Any],
-        writes: list[int],
-    ) -> list[Cut]:
-        """The sets of `writes`, the last first, before all of which the wait was possible.
-
-        Writes are left out one by one, always one that no other one comes after, and from the last
-        on: so no set is come to twice.  As soon as the wait is possible without some of them, the
-        others are a matter of the execution in which it comes before those.
-
-        clock   what happens before the wait by its own thread
-        values  of the cells (`spots`) after all `writes`
-        """
-        cuts = []
-        left: list[tuple[int, tuple[int, ...], list[Any]]] = [(0, (), values)]
-        while left:
-            begin, removed, now = left.pop()
-            kept = [at for at in writes[:begin] if at not in removed]
-            for nth in range(begin, len(writes)):
-                at = writes[nth]
-                if not any(self._history.is_after(at, other) for other in kept):
-                    without, step = (*removed, at), self._steps[at]
-                    before = [
-                        step.before
-                        if step.start == spot.addr and step.end == spot.addr + spot.size
-                        else value
-                        for spot, value in zip(spots, now, strict=True)
-                    ]
-                    if predicate(*before):
-                        cuts.append(Cut(without, self._clock_without(clock, spots, without)))
-                    else:
-                        left.append((nth + 1, without, before))
-                kept.append(at)
-        return cuts
-
-    def _clock_without(self, clock: Clock, spots: list[Spot], removed: tuple[int, ...]) -> Clock:
-        """What happens before a wait if the steps `removed`, and all after them, do not."""
-        clock = clock[:]
-        for near in (near for spot in spots for near in (spot, *spot.overlaps)):
-            for at in reversed(near.writes):
-                if not any(self._history.is_after(other, at) for other in removed):
-                    join(clock, self._steps[at].clock)
-                    break
-        return clock
 
     def _earliest(self, step: Step, without: int) -> bool:
         """Whether `step` would be the next to wake, were it not for step `without`."""
@@ -292,13 +293,18 @@ class Races:
             yield from self._stuck(step)
 
     def _stuck(self, step: Step) -> Iterator[tuple[int, Step]]:
-        if step.op.kind in (ops.GP_END, ops.JOIN):
+        if step.op.kind in (ops.GP_END, ops.JOIN) and not step.on_cpu:
             return  # what they wait for is a matter of other races
         if self._steps[-1].fatal and self._before(step) == len(self._steps) - 1:
             return
+        step.base = self._history.clock_of(step.number)
+        if step.on_cpu:
+            on_cpu = self._history.spot(step.on_cpu, 1).writes
+            others = self._history.holder(on_cpu, len(on_cpu)) not in (-1, step.number)
+            if others and not self._is_new(step, step.base, on_cpu[-1]):
+                return  # whoever keeps it off its CPU has done so since before it was there
         racing: list[int] = []
         ordered: list[int] = []
-        step.base = self._history.clock_of(step.number)
         self._look(step, step.base, racing, ordered, None)
         step.needs = [*racing, *ordered]
         if step.op.kind == ops.LOCK:
@@ -329,6 +335,11 @@ class Races:
         last = len(self._steps) - 1
         if self._before(step) == last:
             return False
+        if step.on_cpu:
+            writes = self._history.spot(step.on_cpu, 1).writes
+            before = sum(1 for at in writes if at < last)
+            if self._history.holder(writes, before) not in (-1, step.number):
+                return False
         if kind == ops.JOIN:
             return self._history.exits.get(op.addr, last) < last
         if kind == ops.GP_END:
@@ -345,3 +356,11 @@ class Races:
         """What a cell held before step `last`."""
         writes = self._history.spot(place.addr, place.size).writes
         return self._steps[last].before if writes and writes[-1] == last else place.value
+
+
+def _always() -> bool:
+    return True
+
+
+def _is_none(value: Any) -> bool:
+    return value is None

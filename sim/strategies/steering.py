@@ -9,6 +9,7 @@ from sim import ops
 from sim.errors import NondeterminismError
 from sim.threads import Thread
 
+_UNSURE: Final = frozenset({ops.WAIT, ops.LOCK})
 ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
 
 
@@ -21,6 +22,17 @@ def thread_of(key: int, alive: Sequence[Thread], able: Callable[[Thread], bool])
         "a thread that could go on after the same steps before cannot now: something outside the "
         "choices decides (set iteration, a global, the clock, state kept between executions)"
     )
+
+
+def thread_to_try(
+    key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]
+) -> Thread | None:
+    """The same, but None if it waits: that it need not was not sure (`joint.UNKNOWN`)."""
+    for thread in alive:
+        op = thread.pending
+        if thread.key == key and op is not None and op.kind in _UNSURE and not able(thread):
+            return None
+    return thread_of(key, alive, able)
 
 
 def chosen(value: int, n: int) -> int:

@@ -56,7 +56,7 @@ CHOICE: Final = (-1, 0)
 
 @final
 class Cut:
-    """Steps that a wait for several cells would have to come before, all of them at once.
+    """Steps that one that waits for several things would have to come before, all of them at once.
 
     removed  those steps, the last first: before fewer, from the last on, the wait is not possible
     clock    what happens before the wait then
@@ -74,14 +74,16 @@ class Step:
     """A visible step, with the local steps behind it.
 
     key       of its thread; cpu: address of that thread's CPU, 0: it has its own
+    on_cpu    the same, but 0 if the step needs none (`ops.OFF_CPU`)
     op        the visible operation
     value     what `choose` gave (a step of another value is another one), 0 for other operations
     number    the dense number of its thread; time: its place among that thread's steps, from 1
     clock     what happens before it, itself included
     races     the earlier steps that it races with
-    cuts      of a wait for several cells, instead: the sets of earlier steps that it races with
+    cuts      of a wait for several things, instead: the sets of earlier steps that it races with
     ended     of a grace period's start: behind which steps sections had ended
     before    what a memory cell held before it wrote there
+    frees     whether its thread leaves its CPU behind it
     fatal     whether a finding ended the execution at it
     mark      how long the history's log was before it
     base      of one that races: what happens before it by its own thread alone
@@ -100,12 +102,14 @@ class Step:
         "end",
         "ended",
         "fatal",
+        "frees",
         "key",
         "lead",
         "mark",
         "memory",
         "needs",
         "number",
+        "on_cpu",
         "op",
         "races",
         "start",
@@ -117,6 +121,7 @@ class Step:
     def __init__(self, key: int, cpu: int, op: Op[Any], number: int = -1, value: int = 0) -> None:
         self.key: Final = key
         self.cpu: Final = cpu
+        self.on_cpu: Final = cpu if op.kind not in ops.OFF_CPU else 0
         self.op: Final = op
         self.number: Final = number
         self.value: Final = value
@@ -135,12 +140,15 @@ class Step:
         self.but: tuple[int, ...] = ()
         self.before: Any = None
         self.fatal = False
+        self.frees = False
         self.mark = 0
         self.ended: tuple[int, ...] = ()
 
     def meets(self, other: Step) -> bool:
         """Whether this step and `other`, of another thread, may not change places."""
         same_cpu = self.cpu == other.cpu != 0
+        if same_cpu and ((self.frees and other.on_cpu) or (other.frees and self.on_cpu)):
+            return True
         if self.memory and other.memory and not same_cpu:
             return (
                 (self.writes or other.writes) and self.start < other.end and other.start < self.end

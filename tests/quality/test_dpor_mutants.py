@@ -18,6 +18,7 @@ from sim.strategies import dpor
 from sim.strategies.dpor import Dpor
 from sim.strategies.fatal import Fatal
 from sim.strategies.history import History
+from sim.strategies.joint import Joint
 from sim.strategies.plans import Plan
 from sim.strategies.races import Races
 from sim.strategies.steps import Cut, Spot, Spots, Step, join
@@ -46,6 +47,7 @@ WAITS = only("accesses", "waits")
 MEETINGS = replace(only("accesses", "meetings"), cells=("x", "y"))
 OBJECTS = only("objects")
 CHECKS = only("accesses", "checks")
+CPUS = only("accesses", "cpus", "hogs")
 
 look = Races._look
 note = History.note
@@ -58,6 +60,7 @@ reverse = Dpor._reverse
 could_precede = Dpor._could_precede
 past = Races.past
 put_off = Dpor._put_off
+met = Joint.met
 at = Spots.at
 
 
@@ -270,25 +273,33 @@ def waits_for_several_race(*, least: int) -> Mutation:
         def mutant(*args: Any) -> list[Cut]:
             return [cut for cut in cuts(*args) if len(cut.removed) < least]
 
-        cuts = Races._cuts
-        patch.setattr(Races, "_cuts", mutant)
+        cuts = Joint.cuts
+        patch.setattr(Joint, "cuts", mutant)
 
     return mutation
+
+
+def without_what_frees(self: Joint, step: Step, clock: Any) -> list[int]:
+    """A step that others have kept off its CPU does not come after those that left it."""
+    return [at for at in met(self, step, clock) if not self._history.steps[at].frees]
 
 
 def with_what_it_comes_before(patch: Patch) -> None:
     """A wait for several cells takes along what it is to come before."""
 
-    def mutant(self: Races, clock: Any, spots: Any, removed: Any) -> Any:
-        return without(self, clock, spots, ())
+    def mutant(self: Joint, step: Step, clock: Any, removed: tuple[int, ...]) -> Any:
+        clock = without(self, step, clock, removed)
+        for one in removed:
+            join(clock, self._history.steps[one].clock)
+        return clock
 
-    without = Races._clock_without
-    patch.setattr(Races, "_clock_without", mutant)
+    without = Joint._clock
+    patch.setattr(Joint, "_clock", mutant)
 
 
 def without_what_it_needs(patch: Patch) -> None:
     """A wait for several cells takes along nothing of what made it possible."""
-    patch.setattr(Races, "_clock_without", lambda _self, clock, *_: clock[:])
+    patch.setattr(Joint, "_clock", lambda _self, _step, clock, _removed: clock[:])
 
 
 def no_pending_races(patch: Patch) -> None:
@@ -390,6 +401,15 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "without what it needs": (without_what_it_needs, None),
     "threads that are stuck": (no_pending_races, None),
     "alternatives of choices": (first_choices, only("accesses", "choices")),
+    "a CPU is always free": (
+        lambda patch: patch.setattr(History, "holder", lambda *_: -1),
+        CPUS,
+    ),
+    "CPUs are left at no step": (
+        lambda patch: patch.setattr(Joint, "met", without_what_frees),
+        CPUS,
+    ),
+    "what is kept off a CPU races with nothing": (waits_for_several_race(least=1), CPUS),
     "fatal findings": (not_fatal, CHECKS),
     "nobody goes on instead": (nobody_goes_on_instead, CHECKS),
     "known whatever led there": (known_whatever_led_there, CHECKS),

@@ -15,6 +15,7 @@ from hypothesis.errors import NoSuchExample
 from sim.detectors import standard_detectors
 from sim.strategies.bounded import Bounded
 from sim.strategies.dfs import Dfs
+from sim.strategies.joint import Joint
 from sim.strategies.races import Races
 from sim.strategies.steps import Step
 from tests.programs.code import Await, Choose, Fork, Locked, Modify, Program, Read, Swap, Write
@@ -167,7 +168,7 @@ def test_leaving_out_threads_that_wait_for_ever_is_noticed(monkeypatch: pytest.M
 
 
 def test_leaving_out_waits_for_several_cells_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Races, "_cuts", lambda *_: [])
+    monkeypatch.setattr(Joint, "cuts", lambda *_: [])
 
     assert is_noticed("meetings")
 

@@ -50,8 +50,8 @@ MANY = 1000  # programs of each group in the slow test
 FEW = 50
 
 MEETINGS = replace(only("accesses", "atomics", "locks", "forks", "meetings"), cells=("x", "y", "z"))
+CPUS = only("accesses", "locks", "waits", "checks", "cpus", "hogs")
 #: The features of programs, how many threads, instructions of a thread, instructions in all.
-#: Shared CPUs are left out: nothing is claimed of them, see below.
 GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
     "memory": (only("accesses", "atomics", "fences"), (2, 4), 3, 7),
     "locks": (only("locks", "atomics"), (2, 4), 3, 7),
@@ -66,6 +66,15 @@ GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
     "fatal checks of readers": (only("accesses", "checks", "sections"), (2, 4), 2, 6),
     "time": (only("accesses", "time", "locks"), (2, 4), 3, 6),
     "all": (replace(ALL, cpus=False), (2, 4), 3, 8),
+    "shared CPUs": (only("accesses", "cpus", "hogs"), (2, 3), 3, 7),
+    "locks and waits on shared CPUs": (CPUS, (2, 3), 3, 7),
+    "grace periods on shared CPUs": (
+        only("accesses", "sections", "forks", "cpus", "hogs"),
+        (2, 3),
+        3,
+        6,
+    ),
+    "all on shared CPUs": (ALL, (2, 3), 3, 7),
 }
 
 
@@ -162,9 +171,7 @@ def test_a_wait_for_several_cells_comes_before_several_writes(
     assert search(program, Dpor(), None, 10).executions == executions
 
 
-@pytest.mark.xfail(reason="that a thread waits for a CPU and for a cell at once is not understood")
 def test_who_waits_on_a_shared_cpu_is_explored_as_by_brute_force() -> None:
-    """Nothing is claimed of such programs: `Result.shared_cpu` keeps them from being proved."""
     waits, holds_it = (Await("x"),), (Held((READ,)),)
 
     assert difference(Program((waits, holds_it), cpus=(0, 0))) == ""

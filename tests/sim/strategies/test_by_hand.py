@@ -1,0 +1,173 @@
+"""Programs that the random ones of these tests do not contain: optimal DPOR against brute force.
+
+Run as `rcusim explore` does, that is, going back instead of starting anew, and with the choices
+that lead to what is found: the same verdicts, findings and outcomes.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from sim.cells import Bytes, Cell, Struct, cell
+from sim.explore import Budget, Explorer, Result
+from sim.macros import (
+    READ_ONCE,
+    WRITE_ONCE,
+    alloc,
+    choose,
+    cpu_relax,
+    free,
+    lock,
+    note,
+    outcome,
+    rmw_at,
+    smp_load_acquire,
+    smp_store_release,
+    unlock,
+    wait_until,
+)
+from sim.memory import Memory
+from sim.strategies.dfs import Dfs
+from sim.strategies.dpor import Dpor
+from sim.threads import Body, Thread, spawn
+from sim.totals import Totals
+from sim.workload import Program, workload
+
+Code = Callable[["Shared"], Body]
+
+
+class Shared(Struct):
+    """What the threads share."""
+
+    x: Cell[int] = cell(0)
+    y: Cell[int] = cell(0)
+    lock: Cell[Thread | None] = cell(None)
+    data: Bytes
+
+    def __init__(self) -> None:
+        self.add_bytes("data", 8)
+
+
+def program(*threads: Code) -> Program:
+    @workload()
+    async def by_hand(_memory: Memory) -> None:
+        shared = await alloc(Shared)
+        for nth, code in enumerate(threads):
+            await spawn(code, shared, name=f"t{nth}")
+
+    return by_hand.prepare({})
+
+
+def searched(program: Program, strategy: Dpor | Dfs) -> Result:
+    """All that there is to find."""
+    totals = Totals(Budget(), optimal=isinstance(strategy, Dpor), keep_going=True)
+    return Explorer(program, strategy, Budget(), totals=totals).explore()
+
+
+def bug(value: int) -> Awaitable[None]:
+    return note("BUG", value)
+
+
+async def writes_half(shared: Shared) -> None:
+    await WRITE_ONCE(shared.data.word(0, 4), 1)
+
+
+async def waits_for_whole(shared: Shared) -> None:
+    (value,) = await wait_until(lambda value: value in (0, 1), shared.data.word(0, 8))
+    if value == 0:
+        await bug(value)
+
+
+async def adds_by_address(shared: Shared) -> None:
+    await rmw_at(shared.x.addr, 8, "add", 1, "xadd")
+
+
+async def waits_for_cell(shared: Shared) -> None:
+    (value,) = await wait_until(lambda value: value in (0, 1), shared.x)
+    if value == 0:
+        await bug(value)
+
+
+async def spins(shared: Shared) -> None:
+    while (value := await READ_ONCE(shared.x)) == 0:
+        await cpu_relax(shared.x, value)
+    await outcome(value)
+
+
+async def frees(shared: Shared) -> None:
+    await free(shared)
+
+
+async def locks_and_frees(shared: Shared) -> None:
+    await lock(shared.lock)
+    await free(shared)
+
+
+async def locks(shared: Shared) -> None:
+    await lock(shared.lock)
+    await unlock(shared.lock)
+
+
+async def stores_and_acquires(shared: Shared) -> None:
+    await WRITE_ONCE(shared.y, 1)
+    await outcome(await smp_load_acquire(shared.x))
+
+
+async def reads_and_forks(shared: Shared) -> None:
+    await outcome(await READ_ONCE(shared.y))
+    await spawn(releases, shared, name="child")
+
+
+async def releases(shared: Shared) -> None:
+    await smp_store_release(shared.x, 1)
+
+
+async def stores_and_fails(shared: Shared) -> None:
+    await WRITE_ONCE(shared.x, 1)
+    await bug(1)
+
+
+async def chooses(_shared: Shared) -> None:
+    await outcome(await choose(3))
+
+
+async def fails_perhaps(shared: Shared) -> None:
+    if await choose(2) == 0:
+        await bug(0)
+    await WRITE_ONCE(shared.x, 1)
+
+
+PROGRAMS: dict[str, tuple[Code, ...]] = {
+    "a wait for what is written in part": (writes_half, waits_for_whole),
+    "a wait for what is written by address": (adds_by_address, waits_for_cell),
+    "a wait for what is written by address, twice": (
+        adds_by_address,
+        adds_by_address,
+        waits_for_cell,
+    ),
+    "spinning on what is written by address": (adds_by_address, spins),
+    "a wait for what is freed": (frees, waits_for_cell),
+    "a lock that its holder frees": (locks_and_frees, locks),
+    "a lock that somebody else frees": (frees, locks),
+    "forks that are taken back": (stores_and_acquires, reads_and_forks),
+    "a choice that was not made before the end": (stores_and_fails, chooses),
+    "choices that are fatal": (fails_perhaps, fails_perhaps, fails_perhaps),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_explored_as_by_brute_force(name: str) -> None:
+    made = program(*PROGRAMS[name])
+    wanted, found = searched(made, Dfs()), searched(made, Dpor())
+
+    assert found.complete
+    assert found.verdict == wanted.verdict
+    assert {it.finding.key for it in found.findings} == {it.finding.key for it in wanted.findings}
+    assert found.outcomes.keys() == wanted.outcomes.keys()
+
+
+def test_a_finding_is_kept_though_another_thread_has_not_chosen() -> None:
+    result = searched(program(stores_and_fails, chooses), Dpor())
+
+    assert [found.finding.threads for found in result.findings] == [("t0",)]
+    assert result.findings[0].choices
