@@ -31,8 +31,8 @@ than once, with more or fewer steps that have nothing to do with it.
 
 What makes a step impossible is to be dependent on all else that the step depends on, as it is with
 locks, cells and timers: then only the last of these steps can stand in its way.  Not so where a
-thread waits for several things at once (`joint`): two independent writes may each make it wait, and what
-follows both is then run behind either.  Every other class is run once.
+thread waits for several things at once (`joint`): two independent writes may each make it wait,
+and what follows both is then run behind either.  Every other class is run once.
 """
 
 from __future__ import annotations
