@@ -275,8 +275,8 @@ class Execution:
                 t.cpu is None
                 or t.cpu.holder is None
                 or t.cpu.holder is t
-                or t.pending.kind == ops.SLEEP  # type: ignore[union-attr]
-            )  # time goes on, and timers expire, on a CPU that is held
+                or t.pending.kind in ops.OFF_CPU  # type: ignore[union-attr]
+            )
         ]
 
     def _perform(self, thread: Thread, op: Op[Any]) -> Thread | None:
