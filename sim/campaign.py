@@ -20,7 +20,7 @@ from sim.strategies.steps import Packed
 from sim.totals import Totals
 from sim.workload import Program
 
-VERSION: Final = 3
+VERSION: Final = 4
 EVERY_S: Final = 1.0  # between two checkpoints
 SHARE: Final = 20  # a checkpoint takes at most one in so many seconds
 SUFFIX: Final = ".campaign"

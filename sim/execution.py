@@ -275,7 +275,7 @@ class Execution:
                 t.cpu is None
                 or t.cpu.holder is None
                 or t.cpu.holder is t
-                or t.pending.kind in ops.OFF_CPU  # type: ignore[union-attr]
+                or t.pending.kind in ops.OFF_CPU  # type: ignore[union-attr]  # alive: has one
             )
         ]
 

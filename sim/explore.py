@@ -258,8 +258,8 @@ class Explorer:
             otherwise += 1
             if otherwise >= follow.needed:
                 break
-        if earlier or follow.needed:
-            return spelt  # another finding comes first there
+        if (earlier or follow.needed) and spelt.execution.state is run.execution.state:
+            return spelt  # another finding comes first there, or the end of the budget
         raise NondeterminismError(
             f"going on from a common beginning gave {steps} steps and the "
             f"findings {one}; from the start, {spelt.execution.step} and {other}.  {BLAME}"

@@ -267,9 +267,11 @@ class Dpor:
         """
         steps = self._history.steps
         if all(steps[at].lead is None for at in cut.removed):
-            self._move(cut.removed[-1], second, index, cut.clock[:])
+            self._move(cut.removed[-1], second, index, cut.clock[:], unsure=cut.unsure)
 
-    def _move(self, first: int, second: Step, index: int, clock: Clock) -> None:
+    def _move(
+        self, first: int, second: Step, index: int, clock: Clock, *, unsure: bool = False
+    ) -> None:
         """Plan `second` to come before step `first`, unless somebody else does.
 
         clock  what happens before `second` then
@@ -290,7 +292,7 @@ class Dpor:
         before = (step.key, step.time)
         if self._could_precede(first, second, before, clock):
             return
-        leads.append(Lead(second.key, 0, before))
+        leads.append(Lead(second.key, 0, before, unsure=unsure))
         self._add(first, Plan(leads, step.key))
         self._policy.raced(step, second)
 
@@ -338,8 +340,7 @@ class Dpor:
         if at < self._planned:
             lead = self._ahead[at - max(self.kept, 1)]
             self._value = lead.value
-            find = thread_to_try if at == self._planned - 1 else thread_of
-            thread = find(lead.key, alive, able)
+            thread = (thread_to_try if lead.unsure else thread_of)(lead.key, alive, able)
         else:
             self._value = 0
             thread = self._unplanned(alive, able, last)

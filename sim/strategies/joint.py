@@ -104,7 +104,8 @@ class Joint:
                     there = unknown or self._predicate(*before)
                     there = there and self._history.holder(self._cpu, holds) < 0
                     if there and not never:
-                        cuts.append(Cut(without, self._clock(step, clock, without)))
+                        before_it = self._clock(step, clock, without)
+                        cuts.append(Cut(without, before_it, unsure=unknown))
                     if not never and (unknown or not there):
                         left.append((nth + 1, without, before, holds))
                 kept.append(at)

@@ -9,7 +9,6 @@ from sim import ops
 from sim.errors import NondeterminismError
 from sim.threads import Thread
 
-_UNSURE: Final = frozenset({ops.WAIT, ops.LOCK})
 ENDS: Final = frozenset({ops.QUIESCENT, ops.DEADLOCK})
 
 
@@ -28,10 +27,8 @@ def thread_to_try(
     key: int, alive: Sequence[Thread], able: Callable[[Thread], bool]
 ) -> Thread | None:
     """The same, but None if it waits: that it need not was not sure (`joint.UNKNOWN`)."""
-    for thread in alive:
-        op = thread.pending
-        if thread.key == key and op is not None and op.kind in _UNSURE and not able(thread):
-            return None
+    if any(thread.key == key and thread.guarded and not able(thread) for thread in alive):
+        return None
     return thread_of(key, alive, able)
 
 

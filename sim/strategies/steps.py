@@ -20,9 +20,10 @@ class Lead:
     before  of one that was moved: what it was moved before, as key of the thread and place among
             that thread's steps; `CHOICE`: nothing, it chooses another value
     but     keys of threads whose steps are fatal there, so that it was planned to come instead
+    unsure  whether it may turn out not to be possible there
     """
 
-    __slots__ = ("before", "but", "fixed", "key", "value")
+    __slots__ = ("before", "but", "fixed", "key", "unsure", "value")
 
     def __init__(
         self,
@@ -32,23 +33,25 @@ class Lead:
         *,
         fixed: bool = True,
         but: tuple[int, ...] = (),
+        unsure: bool = False,
     ) -> None:
         self.key: Final = key
         self.value: Final = value
         self.before: Final = before
         self.fixed: Final = fixed
         self.but: Final = but
+        self.unsure: Final = unsure
 
     def packed(self) -> Packed:
         """As plain data."""
-        return [self.key, self.value, self.before, self.fixed, list(self.but)]
+        return [self.key, self.value, self.before, self.fixed, list(self.but), self.unsure]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Lead:
         """What was :meth:`packed`."""
-        key, value, before, fixed, but = packed
+        key, value, before, fixed, but, unsure = packed
         of = None if before is None else (before[0], before[1])
-        return cls(key, value, of, fixed=fixed, but=tuple(but))
+        return cls(key, value, of, fixed=fixed, but=tuple(but), unsure=unsure)
 
 
 CHOICE: Final = (-1, 0)
@@ -60,13 +63,15 @@ class Cut:
 
     removed  those steps, the last first: before fewer, from the last on, the wait is not possible
     clock    what happens before the wait then
+    unsure   whether it is not known to be possible there
     """
 
-    __slots__ = ("clock", "removed")
+    __slots__ = ("clock", "removed", "unsure")
 
-    def __init__(self, removed: tuple[int, ...], clock: Clock) -> None:
+    def __init__(self, removed: tuple[int, ...], clock: Clock, *, unsure: bool) -> None:
         self.removed: Final = removed
         self.clock: Final = clock
+        self.unsure: Final = unsure
 
 
 @final
