@@ -81,12 +81,12 @@ class Races:
         if step.on_cpu:
             spot = self._history.spot(step.on_cpu, 1)
             if spot.writes and self._is_new(step, clock, spot.writes[-1]):
-                self._both(step, clock, ordered, spot, result)
+                self._jointly(step, clock, ordered, spot, result)
                 return
         if step.memory:
             spot = self._history.spot(op.addr, op.size)
             if kind == ops.LOCK and self._is_odd(spot):
-                self._both(step, clock, ordered, None, result)
+                self._jointly(step, clock, ordered, None, result)
                 return
             self._meet(spot, step, clock, racing, write=step.writes)
             for near in spot.overlaps:
@@ -113,7 +113,7 @@ class Races:
             spot = self._history.spot(step.on_cpu, 1)
             self._meet(spot, step, clock, racing, write=kind == ops.CPU_HOLD)
 
-    def _both(
+    def _jointly(
         self,
         step: Step,
         clock: Clock,

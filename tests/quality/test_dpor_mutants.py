@@ -409,6 +409,10 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
         lambda patch: patch.setattr(Joint, "met", without_what_frees),
         CPUS,
     ),
+    "choices need a CPU": (
+        lambda patch: patch.setattr(ops, "OFF_CPU", frozenset({ops.SLEEP})),
+        only("waits", "choices", "cpus", "hogs"),
+    ),
     "what is kept off a CPU races with nothing": (waits_for_several_race(least=1), CPUS),
     "fatal findings": (not_fatal, CHECKS),
     "nobody goes on instead": (nobody_goes_on_instead, CHECKS),

@@ -4,7 +4,8 @@ Run as `rcusim explore` does, that is, going back instead of starting anew, and 
 that lead to what is found: the same verdicts, findings and outcomes.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,8 @@ from sim.macros import (
 from sim.memory import Memory
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor
+from sim.strategies.joint import Joint
+from sim.strategies.steps import Clock, Step
 from sim.threads import Body, Thread, spawn
 from sim.totals import Totals
 from sim.workload import Program, workload
@@ -171,3 +174,34 @@ def test_a_finding_is_kept_though_another_thread_has_not_chosen() -> None:
 
     assert [found.finding.threads for found in result.findings] == [("t0",)]
     assert result.findings[0].choices
+
+
+def only_whole_cells(self: Joint, step: Step, clock: Clock) -> list[int]:
+    places = {(spot.addr, spot.addr + spot.size) for spot in self._spots}
+    steps = self._history.steps
+    return [at for at in writes(self, step, clock) if (steps[at].start, steps[at].end) in places]
+
+
+def always_known(_self: Joint, _writes: Sequence[int]) -> bool:
+    return True
+
+
+writes = Joint.writes
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "mutant"),
+    [
+        ("a wait for what is written by address", "is_plain", always_known),
+        ("a wait for what is written in part", "writes", only_whole_cells),
+        ("a wait for what is freed", "writes", only_whole_cells),
+    ],
+)
+def test_what_is_not_known_of_a_write_matters(
+    name: str, method: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = program(*PROGRAMS[name])
+    wanted = searched(made, Dfs())
+    monkeypatch.setattr(Joint, method, mutant)
+
+    assert len(searched(made, Dpor()).findings) < len(wanted.findings)
