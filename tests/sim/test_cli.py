@@ -56,6 +56,15 @@ def rcusim(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
     )
 
 
+def test_findings_that_differ_in_their_threads_have_a_trace_each(tmp_path: Path) -> None:
+    options = ("--kernel", "5.10", "--keep-going", "--json", "--out", str(tmp_path))
+    result = json.loads(rcusim("explore", "inner_map_replace", *options).stdout)
+    traces = {finding["trace"] for finding in result["findings"]}
+
+    assert len(traces) == len(result["findings"]) == 2
+    assert {str(path) for path in tmp_path.glob("*.jsonl")} == traces
+
+
 def test_the_version_says_whether_the_engine_is_compiled() -> None:
     said = rcusim("--version", RCUSIM_PURE="1")
 
@@ -187,6 +196,8 @@ def test_options_come_from_the_environment_and_the_command_line_wins() -> None:
             ["explore", "counter", "--strategy", "random", "--preemptions", "2"],
             "bounds --strategy dpor and dfs",
         ),
+        (["explore", "counter", "--preemptions", "1", "--jobs", "2"], "leave out --preemptions"),
+        (["explore", "counter", "--preemptions", "1", "--resume"], "leave out --preemptions"),
         (["explore", "counter", "--host", "moon"], "choose direct or trio"),
         (["explore", "counter", "--max-executions", "0"], "--max-executions"),
         (["explore"], "Missing argument"),
