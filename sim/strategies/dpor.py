@@ -48,7 +48,7 @@ from sim.strategies.plans import WHOLE, Plan, Rest
 from sim.strategies.policy import Policy
 from sim.strategies.races import Races
 from sim.strategies.steering import ENDS, chosen, thread_of, thread_to_try
-from sim.strategies.steps import CHOICE, Clock, Cut, Lead, Packed, Step, join
+from sim.strategies.steps import Clock, Cut, Lead, Packed, Step, join
 from sim.threads import Thread
 
 MANY: Final = 4096  # plans that are not put off until what came last has been explored
@@ -182,6 +182,7 @@ class Dpor:
         for at in range(1, len(steps)):
             lead = path[at - 1]
             steps[at].lead = lead if lead.fixed else None
+            self._fatal.planned(lead)
             self._fatal.instead_of(lead.but, steps[at])
             if lead.before is not None:
                 self._moved.append(at)
@@ -224,7 +225,8 @@ class Dpor:
         if len(steps) < self._planned:
             self.blocked += 1
         last = len(steps)
-        instead = self._fatal.others()
+        others = not steps[-1].fatal or self._fatal.is_so_in_all_values()
+        instead = self._fatal.others() if others else None
         if instead is not None:
             self._policy.fatal(steps[-1])
             self._add(last - 1, instead)
@@ -235,24 +237,14 @@ class Dpor:
             for cut in step.cuts:
                 self._reverse_all(cut, step, index)
             if step.op.kind == ops.CHOOSE:
-                self._choose_otherwise(step, index)
-        if instead is None and (not steps[-1].fatal or steps[-1].lead is None):
+                for lead in self._fatal.otherwise(step, index):
+                    self._add(index, Plan([lead], -1))
+        if others and instead is None:
             for first, step in self._races.stuck_races():
                 self._reverse(first, step, last)
             for step in self._races.pending:
                 for cut in step.cuts:
                     self._reverse_all(cut, step, last)
-
-    def _choose_otherwise(self, step: Step, index: int) -> None:
-        """Plan the other values of a choice, if it chose the first of itself."""
-        before, then = CHOICE, -1
-        if step.lead is not None:
-            if step.lead.before is None or step.lead.before == CHOICE or step.value:
-                return
-            before = step.lead.before
-            then = before[0]
-        for value in range(step.op.operand - 1, 0, -1):
-            self._add(index, Plan([Lead(step.key, value, before)], then))
 
     def _reverse(self, first: int, second: Step, index: int) -> None:
         """Plan `second`, at `index`, to come before step `first`."""
@@ -292,7 +284,8 @@ class Dpor:
         before = (step.key, step.time)
         if self._could_precede(first, second, before, clock):
             return
-        leads.append(Lead(second.key, 0, before, unsure=unsure))
+        values = self._fatal.values(first, index, clock)
+        leads.append(Lead(second.key, 0, before, unsure=unsure, values=values))
         self._add(first, Plan(leads, step.key))
         self._policy.raced(step, second)
 
@@ -342,8 +335,8 @@ class Dpor:
             self._value = lead.value
             thread = (thread_to_try if lead.unsure else thread_of)(lead.key, alive, able)
         else:
-            self._value = 0
             thread = self._unplanned(alive, able, last)
+            self._value = self._fatal.first_value(thread) if thread is not None else 0
         if thread is not None:
             self._history.about(thread)
         return thread
@@ -389,6 +382,7 @@ class Dpor:
         at = self._at - 1
         if at < self._planned:
             lead = self._ahead[at - max(self.kept, 1)]
+            self._fatal.planned(lead)
             self._fatal.instead_of(lead.but, step)
             if lead.fixed:
                 step.lead = lead

@@ -21,9 +21,11 @@ class Lead:
             that thread's steps; `CHOICE`: nothing, it chooses another value
     but     keys of threads whose steps are fatal there, so that it was planned to come instead
     unsure  whether it may turn out not to be possible there
+    values  by key of a thread that stands before a choice then: the first value to try, for all
+            lower ones are fatal
     """
 
-    __slots__ = ("before", "but", "fixed", "key", "unsure", "value")
+    __slots__ = ("before", "but", "fixed", "key", "unsure", "value", "values")
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Lead:
         fixed: bool = True,
         but: tuple[int, ...] = (),
         unsure: bool = False,
+        values: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.key: Final = key
         self.value: Final = value
@@ -41,17 +44,20 @@ class Lead:
         self.fixed: Final = fixed
         self.but: Final = but
         self.unsure: Final = unsure
+        self.values: Final = values
 
     def packed(self) -> Packed:
         """As plain data."""
-        return [self.key, self.value, self.before, self.fixed, list(self.but), self.unsure]
+        values = [list(one) for one in self.values]
+        return [self.key, self.value, self.before, self.fixed, list(self.but), self.unsure, values]
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Lead:
         """What was :meth:`packed`."""
-        key, value, before, fixed, but, unsure = packed
+        key, value, before, fixed, but, unsure, values = packed
         of = None if before is None else (before[0], before[1])
-        return cls(key, value, of, fixed=fixed, but=tuple(but), unsure=unsure)
+        pairs = tuple((thread, first) for thread, first in values)
+        return cls(key, value, of, fixed=fixed, but=tuple(but), unsure=unsure, values=pairs)
 
 
 CHOICE: Final = (-1, 0)

@@ -73,6 +73,14 @@ class Choose(Instruction):
 
 
 @dataclass(frozen=True)
+class Risk(Instruction):
+    """acc = choose(n), and BUG if that is one of `fatal`."""
+
+    n: int
+    fatal: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Await(Instruction):
     """Wait until name >= value."""
 
@@ -220,3 +228,8 @@ class Program:
     def cpu(self, nth: int) -> int | None:
         """The CPU of the n-th thread."""
         return self.cpus[nth] if nth < len(self.cpus) else None
+
+
+def has(code: Code, kind: type[Instruction]) -> bool:
+    """Whether there is such an instruction in `code`, bodies included."""
+    return any(isinstance(one, kind) or has(getattr(one, "body", ()), kind) for one in code)

@@ -19,6 +19,7 @@ from tests.programs.code import (
     Follow,
     Fork,
     Held,
+    Risk,
     Instruction,
     Locked,
     Meet,
@@ -62,6 +63,7 @@ class Features:
     forks: bool = True
     choices: bool = True
     checks: bool = False  # that are fatal where they do not hold
+    risks: bool = False  # choices of which some values are fatal
     meetings: bool = False  # waits for several cells
 
 
@@ -150,6 +152,11 @@ def _simple(features: Features) -> list[SearchStrategy[Instruction]]:
     kinds: list[SearchStrategy[Instruction]] = []
     if features.checks:
         kinds.append(st.builds(Expect, cell, st.integers(0, 1)))
+    if features.risks:
+        kinds += [
+            st.builds(Risk, st.just(n), st.sets(st.integers(0, n - 1)).map(sorted).map(tuple))
+            for n in (2, 3)
+        ]
     if features.accesses:
         kinds += [
             st.builds(Read, cell, st.sampled_from(READ_ORDERS)),

@@ -49,6 +49,7 @@ from tests.programs.code import (
     Follow,
     Fork,
     Held,
+    Risk,
     Instruction,
     Locked,
     Meet,
@@ -86,6 +87,11 @@ class Shared(Struct):
 
     def __init__(self) -> None:
         self.add_bytes("data", 8)
+
+
+def bug() -> Op[None]:
+    """A finding that ends the execution."""
+    return Op(ops.NOTE, "BUG")
 
 
 class Machine:
@@ -140,8 +146,11 @@ class Interpreter:
                 self.acc = await choose(n)
             case Expect(name, value):
                 if await memory_op(ops.LOAD, "read", place(name), None, ops.ONCE) != value:
-                    bug: Op[None] = Op(ops.NOTE, "BUG")
-                    await bug
+                    await bug()
+            case Risk(n, fatal):
+                self.acc = await choose(n)
+                if self.acc in fatal:
+                    await bug()
             case Await(name, value):
                 await wait_until(at_least(value), place(name))
             case Meet(names, relation):

@@ -47,6 +47,7 @@ WAITS = only("accesses", "waits")
 MEETINGS = replace(only("accesses", "meetings"), cells=("x", "y"))
 OBJECTS = only("objects")
 CHECKS = only("accesses", "checks")
+RISKS = only("accesses", "risks")
 CPUS = only("accesses", "cpus", "hogs")
 
 look = Races._look
@@ -313,7 +314,7 @@ def no_pending_races(patch: Patch) -> None:
 
 def first_choices(patch: Patch) -> None:
     """Only the first value is ever chosen."""
-    patch.setattr(Dpor, "_choose_otherwise", lambda *_: None)
+    patch.setattr(Fatal, "otherwise", lambda *_: [])
 
 
 def not_fatal(patch: Patch) -> None:
@@ -339,6 +340,15 @@ def known_whatever_led_there(patch: Patch) -> None:
         return any(second.key in step.but for step in self._history.steps)
 
     patch.setattr(Fatal, "known", mutant)
+
+
+def others_at_once(patch: Patch) -> None:
+    """Others go on instead of a choice that is fatal, though with another value it may not be."""
+
+    def mutant(self: Fatal) -> bool:
+        return self._history.steps[-1].lead is None
+
+    patch.setattr(Fatal, "is_so_in_all_values", mutant)
 
 
 def races_with_the_past(patch: Patch) -> None:
@@ -417,6 +427,15 @@ MUTANTS: dict[str, tuple[Mutation, Features | None]] = {
     "fatal findings": (not_fatal, CHECKS),
     "nobody goes on instead": (nobody_goes_on_instead, CHECKS),
     "known whatever led there": (known_whatever_led_there, CHECKS),
+    "others at once": (others_at_once, RISKS),
+    "fatal choices are the end": (
+        lambda patch: patch.setattr(Fatal, "is_so_in_all_values", lambda _: False),
+        RISKS,
+    ),
+    "values of another choice": (
+        lambda patch: patch.setattr(Fatal, "_stays", lambda *_: True),
+        None,
+    ),
     "ways that are taken again": (
         lambda patch: patch.setattr(Fatal, "known", lambda *_: False),
         None,

@@ -77,13 +77,13 @@ def order(steps: Sequence[Step]) -> Order:
 
 
 def way_to_the_end(events: Sequence[Event]) -> list[Event]:
-    """The events that happen before the last visible step, it and the local ones behind it.
+    """The events that happen before the last one, and that.
 
     A grace period comes behind the sections that had ended when it started, too: had it started
     earlier it would have waited for them, and that is the same class.
     """
-    last = max((at for at, event in enumerate(events) if event.op.kind not in ops.LOCAL), default=0)
-    needed = set(range(last, len(events)))
+    last = len(events) - 1
+    needed = {last}
     for at in range(last - 1, -1, -1):
         one = events[at]
         if any(

@@ -21,7 +21,8 @@ from sim.execution import STOPPED
 from sim.memory import Memory
 from sim.strategies.dfs import Dfs
 from sim.strategies.dpor import Dpor
-from tests.programs.code import Program
+from sim.threads import Thread
+from tests.programs.code import Choose, Program, Risk, has
 from tests.programs.running import ENGINE, Outcome, TooMany, execute, histories
 from tests.sim.classes import Order, order, visible, way_to_the_end
 
@@ -29,6 +30,37 @@ LIMIT = 300  # interleavings; a program with more is not tried
 SAMPLE = 30  # executions after which brute force may see that there will be far too many
 
 Detectors = Callable[[Memory], Sequence[Detector]]
+
+
+class Stepwise:
+    """Brute force for which a choice of a value is a step of its own, as it is for DPOR.
+
+    That matters where the choice may be fatal: what others do comes before it, too.
+    """
+
+    kinds = None
+
+    def __init__(self) -> None:
+        self._dfs = Dfs()
+        self.begin = self._dfs.begin
+        self.choose = self._dfs.choose
+        self.observe = self._dfs.observe
+        self.estimate = self._dfs.estimate
+
+    @property
+    def complete(self) -> bool:
+        return self._dfs.complete
+
+    def select(
+        self, alive: Sequence[Thread], able: Callable[[Thread], bool], last: Thread | None
+    ) -> Thread | None:
+        enabled = [thread for thread in alive if able(thread)]
+        return (
+            enabled[self._dfs.pick(enabled, last) if len(enabled) > 1 else 0] if enabled else None
+        )
+
+    def ended(self, threads: Sequence[Thread], *, fatal: bool) -> None:
+        pass
 
 
 @dataclass
@@ -99,6 +131,8 @@ def difference(program: Program, limit: int = LIMIT) -> str:
     With detectors; and without, where that makes a difference: no finding ends an execution then.
     """
     wanted = search(program, Dfs(), standard_detectors, limit)
+    if wanted.fatal and any(has(code, Choose) or has(code, Risk) for code in program.threads):
+        wanted = search(program, Stepwise(), standard_detectors, limit)
     told = _difference(program, standard_detectors, wanted)
     if wanted.fatal and not told:
         told = _difference(program, None, search(program, Dfs(), None, limit))

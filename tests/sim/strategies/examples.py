@@ -14,6 +14,7 @@ from tests.programs.code import (
     Read,
     Reader,
     Retire,
+    Risk,
     Sleep,
     Synchronize,
     Time,
@@ -60,6 +61,10 @@ EXAMPLES = {
     "two steps that are fatal, and become so again": Program(
         ((Expect("x", 1),), (Expect("x", 1),), (Write("x", 0),))
     ),
+    "a choice before one that is fatal": Program(
+        ((WRITE,), (Choose(), Risk(2, (0,))), (Write("x", 2),))
+    ),
+    "choices that are fatal": Program(((Risk(2, (0,)), WRITE), (Risk(2, (0, 1)),), (WRITE,))),
     "nested conditions": Program(
         ((READ, When(1, (Read("y"), When(1, (Write("z", 1),))))), (WRITE, Write("y", 1)))
     ),

@@ -169,6 +169,15 @@ def test_a_program_is_explored_as_by_brute_force(name: str) -> None:
     assert found.outcomes.keys() == wanted.outcomes.keys()
 
 
+@pytest.mark.parametrize(("threads", "executions"), [(1, 2), (2, 4), (3, 9), (4, 29), (5, 127)])
+def test_choices_that_are_fatal_are_tried_once(threads: int, executions: int) -> None:
+    """One way for each thread, and n! orders of the stores; from four on, ways taken again."""
+    result = searched(program(*[fails_perhaps] * threads), Dpor())
+
+    assert result.complete
+    assert result.executions == executions
+
+
 def test_a_finding_is_kept_though_another_thread_has_not_chosen() -> None:
     result = searched(program(stores_and_fails, chooses), Dpor())
 

@@ -64,6 +64,13 @@ GROUPS: dict[str, tuple[Features, tuple[int, int], int, int]] = {
     "objects and bytes": (only("objects", "sections", "regions"), (2, 3), 2, 5),
     "fatal checks": (only("accesses", "checks", "waits", "forks"), (2, 4), 3, 7),
     "fatal checks of readers": (only("accesses", "checks", "sections"), (2, 4), 2, 6),
+    "fatal choices": (only("accesses", "risks"), (2, 4), 3, 7),
+    "fatal choices and waits": (
+        only("accesses", "choices", "risks", "checks", "forks", "locks"),
+        (2, 3),
+        4,
+        8,
+    ),
     "time": (only("accesses", "time", "locks"), (2, 4), 3, 6),
     "all": (replace(ALL, cpus=False), (2, 4), 3, 8),
     "shared CPUs": (only("accesses", "cpus", "hogs"), (2, 3), 3, 7),
