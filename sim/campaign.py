@@ -20,7 +20,7 @@ from sim.strategies.steps import Packed
 from sim.totals import Totals
 from sim.workload import Program
 
-VERSION: Final = 4
+VERSION: Final = 5
 EVERY_S: Final = 1.0  # between two checkpoints
 SHARE: Final = 20  # a checkpoint takes at most one in so many seconds
 SUFFIX: Final = ".campaign"
@@ -41,6 +41,8 @@ class Campaign:
         self._identity: dict[str, Any] = {}
         self._due = 0.0
         self._began = 0.0  # the last checkpoint, with what it takes to pack what is left
+        if path.is_dir():
+            raise UsageError(f"{path}: is a directory: remove it, or give another --out")
         try:
             self._file: Final = sqlite3.connect(path, timeout=0.0, isolation_level=None)
             self._file.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -75,7 +77,7 @@ class Campaign:
     def resume(cls, program: Program, options: dict[str, Any], out: Path) -> Campaign:
         """The campaign of `program` in `out`.  UsageError: none, damaged, or of something else."""
         path = campaign_path(program, out)
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"--resume: {_none_there(program, out)}")
         campaign = cls(path)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "directed": result.directed,
         "cut": result.cut,
         "redundant": result.redundant,
+        "fatal": result.fatal,
         "blocked": result.blocked,
         "classes": result.classes,
         "steps": result.steps,
@@ -162,12 +164,15 @@ def summary(program: Program, result: Result) -> list[str]:
             "before"
         )
     lines += _what_it_means(program, result)
+    titles = Counter(found.finding.title for found in result.findings)
     for found in result.findings:
         how = ", by a search directed at a predicted one" if found.directed else ""
         if found.probed:
             how = ", or rather one run behind it to estimate how many there are"
         if found.within is not None:
             how += f", within {_count(found.within, 'preemption')}"
+        if titles[found.finding.title] > 1:
+            how += f"; tasks {', '.join(found.finding.threads)}"
         lines.append(f"  {found.finding.title}  (execution {found.number}{how})")
         lines += _where(found)
     if result.races:
@@ -199,7 +204,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             *(["  some classes may have been run more than once"] if result.joint_waits else []),
         ]
     if result.verdict == "finding":
-        return []
+        return _all_of_it(result)
     lines = []
     if result.complete and result.bound is not None and not result.cut:
         bound = _count(result.bound, "preemption")
@@ -226,8 +231,21 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
         if result.elapsed_s >= LONG_S and not compiled():
             lines.append("  the engine runs as Python: rcusim-compile makes it much faster")
     if result.cut:
-        lines.append(f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps)")
+        lines.append(
+            f"  {_count(result.cut, 'execution')} cut at the step budget (--max-steps); a loop "
+            "that spins until others change a cell needs cpu_relax(cell, seen) in it"
+        )
     return lines
+
+
+def _all_of_it(result: Result) -> list[str]:
+    """That there is nothing more to find, if so, though something was found."""
+    if not result.complete or result.bound is not None or result.cut or result.shared_cpu:
+        return []
+    ended = f", {_count(result.fatal, 'execution')} ended by a finding" if result.fatal else ""
+    return [
+        f"all interleavings explored, {_classes(result)}up to the order of independent steps{ended}"
+    ]
 
 
 def _size(result: Result) -> list[str]:
@@ -310,7 +328,8 @@ def _rate(n: int, seconds: float) -> str:
 
 def intro(program: Program, strategy: str, seed: int, budget: Budget) -> str:
     """What is about to be explored, how, and within which budget."""
-    limit = f"{budget.executions:,} executions or " if budget.executions is not None else ""
+    most = budget.executions
+    limit = f"{_count(most, 'execution')} or " if most is not None else ""
     machine = machine_line(program) or "no model"
     seeded = "" if strategy in ("dfs", "dpor") else f", seed {seed}"
     return "\n".join(
@@ -350,8 +369,7 @@ def progress_text(result: Result) -> str:
     told = [f"{_count(result.executions, 'execution')}, {rate}/s"]
     of = "" if result.estimate is None else f" of about {_rough(result.estimate)}"
     if result.optimal and not result.joint_waits:
-        classes = result.executions - result.directed - result.redundant
-        told.append(_count(classes, "class", "classes") + of)
+        told.append(_count(result.distinct, "class", "classes") + of)
     else:
         told[0] = f"{_count(result.executions, 'execution')}{of}, {rate}/s"
     if result.optimal and result.stopped not in ("", COMPLETE, FOUND):

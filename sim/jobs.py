@@ -4,8 +4,9 @@ A worker gets a unit, explores it for a moment and comes back with what it did a
 come to.  Its work counts when it is back: the unit of a worker that
 died is given to another one.  So the classes that are explored, and all totals of a search that
 ends, are those of the search in one process, whatever the workers are and however many.  Which of
-several findings comes first is not, and neither is what searches directed at predicted findings
-come to, for they begin from whichever execution showed them first.
+several findings comes first is not, nor how often a way to a fatal one is run, and neither is what
+searches directed at predicted findings come to, for they begin from whichever execution showed them
+first.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Jobs:
                 executions -= share
             limits = Limits(
                 share,
-                min(SLICE_S if enough else SHORT_S, seconds),
+                min(SLICE_S if enough else SHORT_S, max(seconds / 2, SHORT_S)),  # one may wait
                 self._budget.steps,
                 self._keep_going,
                 self.totals.result.executions,
@@ -191,10 +192,12 @@ class Jobs:
     def _take(self, unit: Unit, part: Slice) -> None:
         totals = self.totals
         self._frontier.done_with(unit, part.left)
+        earlier = totals.result.executions
         totals.add(part.result)
-        choices = {finding.key: made for finding, made in part.findings}
-        for finding in totals.new(finding for finding, _ in part.findings):
-            totals.found(finding, choices[finding.key], directed=False)
+        known = {finding.key: (choices, nth) for finding, choices, nth in part.findings}
+        for finding in totals.new(finding for finding, _, _ in part.findings):
+            made, nth = known[finding.key]
+            totals.found(finding, made, directed=False, number=earlier + nth)
         for key, before in part.predicted:
             if not totals.result.stopped and totals.to_try(key):
                 self._explorer.search_for(key, before)

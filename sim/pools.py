@@ -6,13 +6,16 @@ Both are `concurrent.futures.Executor`s; nothing else of them is used.
 from __future__ import annotations
 
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, Final, final
 
 from sim.errors import UsageError
@@ -44,9 +47,26 @@ def processes(jobs: int) -> Pool:
     line) is no use to them.
     """
     context = multiprocessing.get_context("spawn")
-    return Pool(
-        lambda: ProcessPoolExecutor(jobs, mp_context=context, initializer=worker_begins), jobs
-    )
+
+    def executor() -> Executor:
+        made = ProcessPoolExecutor(jobs, mp_context=context, initializer=worker_begins)
+        with without_interrupts():
+            for _ in range(jobs):
+                made.submit(int)  # starts a worker
+        return made
+
+    return Pool(executor, jobs)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes and threads that are started here never see Ctrl-C; this thread does, later."""
+    resource_tracker.ensure_running()  # or whoever starts it lets interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_begins() -> None:
@@ -72,10 +92,14 @@ def cluster(address: str, jobs: int | None) -> Pool:
         raise UsageError(INSTALL) from None
     if address == LOCAL:
         # One thread each: an execution has its process to itself.
-        local = distributed.LocalCluster(
-            n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None
-        )
-        return dask(distributed.Client(local), [local])
+        with without_interrupts():
+            local = distributed.LocalCluster(
+                n_workers=jobs or os.cpu_count() or 1,
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+            )
+            return dask(distributed.Client(local), [local])
     try:
         client = distributed.Client(address, timeout=10)
     except (OSError, ValueError) as error:

@@ -44,13 +44,13 @@ class Slice:
     """What came of a slice.
 
     result     counts; not: findings
-    findings   each with the choices that lead to it
+    findings   each with the choices that lead to it, and in which execution of the slice it was
     predicted  use-after-frees, with the choices before the access
     left       what was not come to (`Dpor.packed`)
     """
 
     result: Result
-    findings: list[tuple[Finding, tuple[int, ...]]]
+    findings: list[tuple[Finding, tuple[int, ...], int]]
     predicted: list[tuple[Predicted, tuple[int, ...]]]
     left: Packed
 
@@ -100,6 +100,7 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
         executions=result.executions,
         cut=result.cut,
         redundant=result.redundant,
+        fatal=result.fatal,
         steps=result.steps,
         blocked=result.blocked,
         joint_waits=strategy.joint_waits,
@@ -108,5 +109,5 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
     )
     for values, n in result.outcomes.items():
         counts.outcomes[plain(values)] += n
-    findings = [(one.finding, one.choices) for one in found]
+    findings = [(one.finding, one.choices, one.number) for one in found]
     return Slice(counts, findings, explorer.predicted, strategy.packed())

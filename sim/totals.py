@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, final
 
 from sim.events import Finding
-from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, Execution
+from sim.execution import CUT, DEFAULT_MAX_STEPS, DONE, REDUNDANT, STOPPED, Execution
 
 Verdict = Literal["proved", "finding", "inconclusive"]
 Predicted = tuple[str, str, str]  # kind of the object, thread that accesses it, thread that frees
@@ -23,7 +23,8 @@ TRIES: Final = 3  # directed executions per kind of predicted use-after-free
 COMPLETE: Final = "every choice has been tried"
 FOUND: Final = "a finding"
 INTERRUPTED: Final = "Ctrl-C"
-COUNTS: Final = ("executions", "directed", "cut", "redundant", "steps", "blocked")  # of a Result
+#: Of a Result.
+COUNTS: Final = ("executions", "directed", "cut", "redundant", "fatal", "steps", "blocked")
 
 
 @final
@@ -64,7 +65,8 @@ class Result:
     """What an exploration did and found so far.
 
     executions  run in all; of them: directed at a predicted finding, cut at the step budget,
-                redundant (ended early, for the same had been run before)
+                redundant (ended early, for the same had been run before), ended by a finding
+                (fatal, without those that were directed)
     blocked     executions that a complete search without redundancy has begun in vain
     outcomes    how often each combination of `outcome` values was seen
     findings    those that decide the verdict; races: data races that are legal by design
@@ -85,6 +87,7 @@ class Result:
     directed: int = 0
     cut: int = 0
     redundant: int = 0
+    fatal: int = 0
     steps: int = 0
     elapsed_s: float = 0.0
     outcomes: Counter[tuple[Any, ...]] = field(default_factory=Counter)
@@ -107,10 +110,18 @@ class Result:
 
     @property
     def classes(self) -> int | None:
-        """How many there are, if a search that is complete and runs each once has counted them."""
+        """How many there are, if a search that is complete and runs each once has counted them.
+
+        Of executions that no finding has ended: the same way to one may have been run repeatedly.
+        """
         if not self.complete or not self.optimal or self.joint_waits:
             return None
-        return self.executions - self.directed - self.redundant
+        return self.distinct
+
+    @property
+    def distinct(self) -> int:
+        """How many classes have been run so far, if each is run once."""
+        return self.executions - self.directed - self.redundant - self.fatal
 
     @property
     def verdict(self) -> Verdict:
@@ -164,7 +175,7 @@ class Totals:
         """What of the budget has run out; empty: nothing."""
         executions = self._budget.executions
         if executions is not None and self.result.executions >= executions:
-            return f"the budget of {executions} executions"
+            return f"the budget of {executions} execution{'s' if executions != 1 else ''}"
         if self.tick() >= self._budget.seconds:
             return f"the budget of {self._budget.seconds:g} s"
         return ""
@@ -187,6 +198,8 @@ class Totals:
         self.tick()
         if execution.state is CUT:
             result.cut += 1
+        elif execution.state is STOPPED:
+            result.fatal += 1
         elif execution.state is REDUNDANT:
             result.redundant += 1
             result.blocked = blocked
@@ -218,9 +231,10 @@ class Totals:
         directed: bool,
         within: int | None = None,
         probed: bool = False,
+        number: int | None = None,
     ) -> None:
-        """A new finding, and the choices that lead to it."""
-        number = self.result.executions
+        """A new finding, the choices that lead to it, in which execution: None: the last."""
+        number = self.result.executions if number is None else number
         found = Found(finding, number, directed, tuple(choices), within=within, probed=probed)
         if self._on_found is not None:
             found.trace = self._on_found(found)
@@ -240,6 +254,7 @@ class Totals:
     def tried(self, key: Predicted, run: Execution) -> None:
         """A directed execution is over; it has been counted."""
         self.result.directed += 1
+        self.result.fatal -= run.state is STOPPED
         if any(finding.kind.startswith("use-after-free") for finding in run.findings):
             self._witnessed[key] = None
 

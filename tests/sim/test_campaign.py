@@ -20,7 +20,8 @@ COUNTER = ("counter", "--param", "n=2", "--param", "k=4")  # 3,334 executions
 ENDLESS = ("lastzero", "--param", "n=20")  # takes minutes on the fastest machine
 
 
-def begin(*args: str, cwd: Path) -> subprocess.Popen[str]:
+def begin(*args: str, cwd: Path, group: bool = False) -> subprocess.Popen[str]:
+    """`group`: as from a terminal, where Ctrl-C reaches all processes."""
     return subprocess.Popen(
         [*COMMAND, "explore", "--strategy", "dpor", "--json", *args],
         stdout=subprocess.PIPE,
@@ -28,6 +29,7 @@ def begin(*args: str, cwd: Path) -> subprocess.Popen[str]:
         text=True,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=group,
     )
 
 
@@ -156,6 +158,18 @@ def test_ctrl_c_leaves_something_to_resume(tmp_path: Path) -> None:
     assert again["executions"] > 0
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.4, 1.0])
+def test_ctrl_c_is_no_business_of_workers(delay: float, tmp_path: Path) -> None:
+    process = begin(*ENDLESS, "--jobs", "2", cwd=tmp_path, group=True)
+    wait_for_campaign(tmp_path, process)
+    time.sleep(delay)  # while they start, and later
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert (err, process.returncode) in (("", 3), ("rcusim: interrupted\n", 3))
+    assert not out or json.loads(out)["stopped"] == "Ctrl-C"
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     explore(*COUNTER, "--max-executions", "10", cwd=tmp_path, code=3)
     other = explore("counter", "--param", "k=2", "--resume", cwd=tmp_path, code=2)
@@ -164,6 +178,16 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert "no campaign of counter with n=2 k=2" in other
     assert str(campaign(tmp_path).name) in other
     assert "no campaign of lastzero" in none
+
+
+def test_a_directory_in_its_place(tmp_path: Path) -> None:
+    explore(*COUNTER, "--max-executions", "10", cwd=tmp_path, code=3)
+    path = campaign(tmp_path)
+    path.unlink()
+    path.mkdir()
+
+    assert "is a directory" in explore(*COUNTER, cwd=tmp_path, code=2)
+    assert "is a directory" in explore(*COUNTER, "--resume", cwd=tmp_path, code=2)
 
 
 @pytest.mark.parametrize(

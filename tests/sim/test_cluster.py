@@ -51,6 +51,23 @@ def workers(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @needs_dask
+def test_ctrl_c_is_no_business_of_workers(tmp_path: Path) -> None:
+    search = ("lastzero", "--param", "n=17")
+    with begin(*search, "--cluster", "local", "--jobs", "2", cwd=tmp_path) as process:
+        deadline = time.monotonic() + 60
+        while len(workers(process.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(2)
+        for pid in (process.pid, *workers(process.pid)):
+            os.kill(pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+
+    assert (err, process.returncode) == ("", 3)
+    assert json.loads(out)["stopped"] == "Ctrl-C"
+
+
+@pytest.mark.slow
+@needs_dask
 def test_a_local_cluster_that_loses_a_worker_loses_nothing(tmp_path: Path) -> None:
     search = ("lastzero", "--param", "n=15")  # seconds of work on the fastest machine
     killed: list[int] = []

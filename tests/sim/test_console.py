@@ -4,8 +4,9 @@ import pytest
 
 from sim import console
 from sim.console import progress_text, result_json, summary
+from sim.events import Finding
 from sim.explore import Result
-from sim.totals import FOUND
+from sim.totals import COMPLETE, FOUND, Found
 from sim.workload import find
 
 PROGRAM = find("readers").prepare({"n": 3})
@@ -94,3 +95,34 @@ def test_the_progress_line_says_how_far_it_is(
     result.optimal, result.stopped = optimal, stopped_by
 
     assert progress_text(result) == shown
+
+
+def test_findings_of_one_title_are_told_apart_by_their_tasks() -> None:
+    found = [
+        Found(Finding("kernel-bug", "kernel BUG in f!", tasks, 1), 1, False, ())
+        for tasks in (("t0",), ("t1", "main"))
+    ]
+    result = Result(executions=2, findings=found, stopped=FOUND)
+
+    lines = [line.strip() for line in summary(PROGRAM, result)[1:]]
+    assert lines == [
+        "kernel BUG in f!  (execution 1; tasks t0)",
+        "kernel BUG in f!  (execution 1; tasks t1, main)",
+    ]
+
+
+def test_a_complete_search_says_so_whatever_it_found() -> None:
+    result = Result(
+        executions=12, fatal=2, optimal=True, complete=True, stopped=COMPLETE, findings=[]
+    )
+    finding = Finding("kernel-bug", "kernel BUG in f!", ("t0",), 1)
+    result.findings.append(Found(finding, 1, False, ()))
+
+    assert summary(PROGRAM, result)[1] == (
+        "all interleavings explored, 10 classes up to the order of independent steps, "
+        "2 executions ended by a finding"
+    )
+
+
+def test_whoever_spins_for_ever_is_told_of_cpu_relax() -> None:
+    assert "cpu_relax(cell, seen)" in last(stopped(cut=1))

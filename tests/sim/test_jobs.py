@@ -158,6 +158,21 @@ def test_the_first_finding_ends_it_and_its_trace_is_written_here() -> None:
     assert [bool(found.trace) for found in result.findings] == [True]
 
 
+def test_what_findings_end_is_counted_apart() -> None:
+    """How often a way to one is run depends on the workers, and nothing else does."""
+    program = find("tailcall_load_window").prepare({}, version="5.10")
+    executor = Inline(1)
+    result, one = share(program, Pool(lambda: executor, 3)), alone(program)
+
+    assert one.classes == one.distinct == result.distinct
+    assert result.outcomes == one.outcomes
+    assert min(result.fatal, one.fatal) >= len(one.findings) > 1
+    assert {found.finding.key for found in result.findings} == {
+        found.finding.key for found in one.findings
+    }
+    assert len({found.number for found in result.findings}) == len(result.findings)
+
+
 def test_what_a_worker_raises_is_raised() -> None:
     class Raising(Inline):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:

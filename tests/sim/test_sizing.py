@@ -259,7 +259,7 @@ def test_what_is_found_by_estimating_is_found(keep_going: bool) -> None:
     assert (result.executions, len(traces)) == (1, 1)
     assert (traces[0].probed, traces[0].number, traces[0].trace) == (True, 1, "here")
     assert Explorer(program, Dpor(), Budget()).explore().findings[0].finding == traces[0].finding
-    assert result.stopped == ("the budget of 1 executions" if keep_going else "a finding")
+    assert result.stopped == ("the budget of 1 execution" if keep_going else "a finding")
 
 
 def test_a_search_that_was_stopped_does_not_take_its_time_with_it(
