@@ -79,9 +79,16 @@ def order(steps: Sequence[Step]) -> Order:
 def way_to_the_end(events: Sequence[Event]) -> list[Event]:
     """The events that happen before the last one, and that.
 
-    A grace period comes behind the sections that had ended when it started, too: had it started
+    A grace period ends behind the sections that had ended when it started, too: had it started
     earlier it would have waited for them, and that is the same class.
     """
+    begun: dict[Any, set[Any]] = {}  # by grace period: the sections that had begun when it started
+    sections: set[Any] = set()
+    for event in events:
+        if event.op.kind == ops.SECTION_BEGIN:
+            sections.add((event.op.addr, event.op.operand))
+        elif event.op.kind == ops.GP_START:
+            begun[event.result] = set(sections)
     last = len(events) - 1
     needed = {last}
     for at in range(last - 1, -1, -1):
@@ -90,8 +97,8 @@ def way_to_the_end(events: Sequence[Event]) -> list[Event]:
             one.thread is other.thread
             or (one.op.kind == ops.FORK and one.result is other.thread)
             or (
-                (one.op.kind, other.op.kind) == (ops.SECTION_END, ops.GP_START)
-                and one.op.addr == other.op.addr
+                (one.op.kind, other.op.kind) == (ops.SECTION_END, ops.GP_END)
+                and (one.op.addr, one.op.operand) in begun[other.op.operand]
             )
             or ops.dependent(
                 one.op,

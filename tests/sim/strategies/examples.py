@@ -79,6 +79,14 @@ EXAMPLES = {
     "stuck behind the last step": Program(
         ((Locked("a", (Await("x"),)),), (READ, Locked("a", (READ,))))
     ),
+    # Whether a section had ended when a grace period started matters to whoever comes behind its end.
+    "fatal beside a grace period": Program(
+        (
+            (Reader("rcu", (Expect("x", 1),)),),
+            (Reader("rcu", (READ,)),),
+            (Synchronize("rcu"), Expect("x", 1)),
+        )
+    ),
     # A use after free that could have come before the steps of a third, uninvolved thread.
     "fatal before the others": Program(
         ((Synchronize("rcu"),), (Retire("p"),), (Publish("p"), Follow("p")))
