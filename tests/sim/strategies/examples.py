@@ -79,7 +79,7 @@ EXAMPLES = {
     "stuck behind the last step": Program(
         ((Locked("a", (Await("x"),)),), (READ, Locked("a", (READ,))))
     ),
-    # Whether a section had ended when a grace period started matters to whoever comes behind its end.
+    # Whether a section had ended when a grace period started matters behind the end of that.
     "fatal beside a grace period": Program(
         (
             (Reader("rcu", (Expect("x", 1),)),),
