@@ -69,6 +69,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "complete": result.complete,
         "joint_waits": result.joint_waits,
         "shared_cpu": result.shared_cpu,
+        "holder_waited": result.holder_waited,
         "preemption_bound": result.bound,
         "preemptions_finished": result.finished,
         "stopped": result.stopped,
@@ -215,8 +216,9 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
     else:
         if result.complete and not result.cut:
             lines.append(
-                "nothing found in all interleavings explored, but threads shared a CPU, and one "
-                "that is kept off it by a holder waiting for it is not modelled: this is no proof"
+                "nothing found in all interleavings explored, but a thread waited while it held a "
+                "CPU that others share; that it keeps one from what it waits for is not modelled: "
+                "this is no proof"
             )
         elif result.complete:
             lines.append("nothing found, but executions were cut: this is no proof")
@@ -240,7 +242,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
 
 def _all_of_it(result: Result) -> list[str]:
     """That there is nothing more to find, if so, though something was found."""
-    if not result.complete or result.bound is not None or result.cut or result.shared_cpu:
+    if not result.complete or result.bound is not None or result.cut or result.kept_off:
         return []
     ended = f", {_count(result.fatal, 'execution')} ended by a finding" if result.fatal else ""
     return [

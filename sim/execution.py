@@ -7,9 +7,8 @@ same events from the same choices.
 A step that commutes with everything (`ops.LOCAL`) is performed as soon as its thread reaches
 it; the strategy is asked only where two or more threads could go on.
 
-On a memory with a log (`sim.undo`) an execution can go back to any of its visible steps, and on
-from there under other choices: memory, detectors and threads are put back, and the coroutine of a
-thread whose steps were taken back is made anew when it is to run.
+On a memory with a log (`sim.undo`) an execution can go back to any visible step, and on under other
+choices: memory, detectors and threads are put back, and coroutines are made anew when they are to run.
 """
 
 from __future__ import annotations
@@ -192,6 +191,7 @@ class Execution:
             self._local.append(thread)
         elif kind in ops.BLOCKING:
             thread.guarded = True
+            self.threads.may_wait(thread)
             if kind == ops.SLEEP:
                 self.memory.clock.arm(thread, op.operand)
 

@@ -72,7 +72,8 @@ BLOCKING: Final = frozenset({LOCK, WAIT, JOIN, GP_END, CPU_HOLD, SLEEP})
 #: they are performed at once and are never a scheduling point.  (Ending a section or leaving
 #: a CPU only ever *enables* others; nobody can observe that it has not happened yet.)
 #: Not modelled: a thread that is kept off its CPU right before a fork, its end or the end of a
-#: section, by one that holds the CPU and waits for just what this step would bring about.
+#: section, by one that holds the CPU and waits for just what this step would bring about.  Where no
+#: holder waits, it goes on some time, and the step comes no later than whoever needs it could.
 LOCAL: Final = frozenset(
     {ALLOC, CHOOSE, FORK, EXIT, FENCE, SECTION_END, CPU_RELEASE, NOTE, QUIESCENT, DEADLOCK}
 )

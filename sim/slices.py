@@ -105,6 +105,7 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
         blocked=result.blocked,
         joint_waits=strategy.joint_waits,
         shared_cpu=result.shared_cpu,
+        holder_waited=result.holder_waited,
         remarks=dict(result.remarks),
     )
     for values, n in result.outcomes.items():

@@ -257,6 +257,7 @@ class ThreadTable:
     def __init__(self) -> None:
         self.all: list[Thread] = []
         self.shared_cpu = False  # whether two threads have been bound to one CPU
+        self.holder_waited = False  # whether one that held its CPU has stood before a wait
         self._cpus: set[int] = set()
         self._by_name: dict[str, Thread] = {}
 
@@ -285,6 +286,11 @@ class ThreadTable:
             self._cpus.add(spawn.cpu.addr)
         self._by_name[name] = thread
         return thread
+
+    def may_wait(self, thread: Thread) -> None:
+        """`thread` stands before a step that may have to wait."""
+        if thread.cpu is not None and thread.cpu.holder is thread:
+            self.holder_waited = True
 
     def forget(self, thread: Thread) -> None:
         """Undo :meth:`start`, of the thread that was started last."""

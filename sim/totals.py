@@ -76,7 +76,8 @@ class Result:
     bound       on preemptions, None: none; all executions with `finished` of them have been run
     stopped     what ended the search
     joint_waits whether a thread waited for several things: then some classes may be run repeatedly
-    shared_cpu  whether threads shared a CPU: not all of what that can do is explored (`ops.LOCAL`)
+    shared_cpu  whether threads shared a CPU; holder_waited: whether one that held its CPU has stood
+                before a step that may have to wait.  With both, not all is explored (`ops.LOCAL`)
     remarks     what the machine says about itself (functions that the workload has replaced)
     estimate    of the number of executions in all, None: there is none; a complete search that was
                 stopped has one between `estimate_low` and `estimate_high`, and knows how many there
@@ -102,6 +103,7 @@ class Result:
     stopped: str = ""
     joint_waits: bool = False
     shared_cpu: bool = False
+    holder_waited: bool = False
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
     estimate_low: float | None = None
@@ -124,11 +126,16 @@ class Result:
         return self.executions - self.directed - self.redundant - self.fatal
 
     @property
+    def kept_off(self) -> bool:
+        """Whether a thread may be kept off its CPU by one that waits for it: not modelled."""
+        return self.shared_cpu and self.holder_waited
+
+    @property
     def verdict(self) -> Verdict:
         """See the module's docstring."""
         if self.findings:
             return "finding"
-        if self.complete and self.bound is None and not self.cut and not self.shared_cpu:
+        if self.complete and self.bound is None and not self.cut and not self.kept_off:
             return "proved"
         return "inconclusive"
 
@@ -195,6 +202,7 @@ class Totals:
         result.steps += execution.step
         result.remarks = execution.memory.remarks
         result.shared_cpu |= execution.threads.shared_cpu
+        result.holder_waited |= execution.threads.holder_waited
         self.tick()
         if execution.state is CUT:
             result.cut += 1
@@ -214,6 +222,7 @@ class Totals:
         result.outcomes.update(part.outcomes)
         result.joint_waits |= part.joint_waits
         result.shared_cpu |= part.shared_cpu
+        result.holder_waited |= part.holder_waited
         result.remarks = part.remarks or result.remarks
         self.tick()
 
@@ -282,6 +291,7 @@ class Totals:
             "stopped": result.stopped,
             "joint_waits": result.joint_waits,
             "shared_cpu": result.shared_cpu,
+            "holder_waited": result.holder_waited,
             "remarks": dict(result.remarks),
             "predicted": result.predicted,
             "outcomes": [[plain(values), n] for values, n in result.outcomes.items()],

@@ -232,8 +232,8 @@ def _estimate(told: dict[str, Any]) -> str:
 def obstacles(told: dict[str, Any]) -> str:
     """Why no larger budget would give a proof, as far as the search says so."""
     found = []
-    if told["shared_cpu"]:
-        found.append("threads share a CPU")
+    if told["shared_cpu"] and told["holder_waited"]:
+        found.append("threads share a CPU, and a holder waits")
     if told["cut"]:
         found.append(f"{told['cut']:,} executions cut at the step limit")
     return "; ".join(found)

@@ -28,6 +28,7 @@ TOLD: dict[str, Any] = {
     "complete": True,
     "cut": 0,
     "shared_cpu": False,
+    "holder_waited": False,
     "stopped": COMPLETE,
     "at_least": None,
     "estimate": None,
@@ -90,7 +91,11 @@ def test_a_search_that_failed_is_not_clean() -> None:
     ("told", "expected"),
     [
         (STOPPED, ""),
-        ({**STOPPED, "shared_cpu": True}, "threads share a CPU"),
+        ({**STOPPED, "shared_cpu": True}, ""),
+        (
+            {**STOPPED, "shared_cpu": True, "holder_waited": True},
+            "threads share a CPU, and a holder waits",
+        ),
         ({**STOPPED, "cut": 1200}, "1,200 executions cut at the step limit"),
     ],
 )
@@ -105,7 +110,7 @@ def test_what_no_budget_would_mend(told: dict[str, Any], expected: str) -> None:
         (STOPPED, False),
         ({**STOPPED, "estimate": 12_340.0}, True),  # 1,234 in half a second
         ({**STOPPED, "estimate": 12_341.0}, False),
-        ({**STOPPED, "estimate": 2000.0, "shared_cpu": True}, False),
+        ({**STOPPED, "estimate": 2000.0, "shared_cpu": True, "holder_waited": True}, False),
     ],
 )
 def test_what_is_searched_again(told: dict[str, Any], expected: bool) -> None:

@@ -4,6 +4,7 @@ The checkers are in `tests/sim/swapping.py`; tests/quality/test_mutants.py shows
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sim.cells import Cell, Struct, cell
 from sim.macros import READ_ONCE, WRITE_ONCE, fetch, free, join, rewrite, smp_mb
 from sim.memory import Memory
 from sim.ops import Op, dependent
+from sim.strategies.dpor import Dpor
 from sim.threads import Thread
 from tests.programs.code import (
     Await,
@@ -26,9 +28,10 @@ from tests.programs.code import (
     Sleep,
     Synchronize,
     Write,
+    has,
 )
 from tests.programs.drawing import Features, programs
-from tests.programs.running import TooMany, brute_force, every_outcome
+from tests.programs.running import TooMany, brute_force, every_outcome, execute
 from tests.sim.swapping import local_counterexample, swap_counterexample
 
 FAST = settings(max_examples=100, derandomize=True, deadline=None, database=None)
@@ -110,12 +113,45 @@ KEPT_FROM_IT = [
 ]
 
 
+def waits_while_it_holds(program: Program) -> bool:
+    """Whether a thread that holds its CPU stands before a step that may have to wait, somewhere."""
+    strategy, waited = Dpor(), False
+    while strategy.begin() and not waited:
+        waited = execute(program, strategy).execution.threads.holder_waited
+    return waited
+
+
 @pytest.mark.xfail(strict=True, reason="not modelled, see ops.LOCAL")
 @pytest.mark.parametrize("program", KEPT_FROM_IT)
 def test_a_thread_can_be_kept_off_its_cpu_before_a_step_that_its_holder_waits_for(
     program: Program,
 ) -> None:
     assert local_counterexample(program) == ""
+
+
+@pytest.mark.parametrize("program", KEPT_FROM_IT)
+def test_then_there_is_no_proof(program: Program) -> None:
+    assert waits_while_it_holds(program)
+
+
+def test_where_no_holder_waits_local_steps_need_no_scheduling_point() -> None:
+    """Whatever else holders do: fork, end sections, allocate, free, begin grace periods."""
+    held = replace(Features(), waits=False, locks=False, time=False)
+    tried = 0
+
+    @settings(FAST, max_examples=60)
+    @given(programs(held, threads=(2, 3), length=2, weight=5))
+    def same(program: Program) -> None:
+        nonlocal tried
+        assume(any(cpu is not None for cpu in program.cpus))
+        assume(any(has(code, Held) for code in program.threads))
+        assume(not waits_while_it_holds(program))
+        no_outcome_is_lost(program)
+        tried += 1
+
+    same()
+
+    assert tried >= 40
 
 
 def test_a_timer_expires_on_a_cpu_that_is_held() -> None:
