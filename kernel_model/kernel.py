@@ -88,7 +88,8 @@ class Kernel:
         """
         found = self._subsystems.get(cls)
         if found is None:
-            found = self._subsystems[cls] = self.memory.static(cls)
+            found = self.memory.static(cls)
+            self.keep(self._subsystems, cls, found)
         return cast("S", found)
 
     def percpu(self, cls: type[S]) -> tuple[S, ...]:
@@ -96,15 +97,23 @@ class Kernel:
         found = self._percpu.get(cls)
         if found is None:
             made = tuple(self.memory.static(cls) for _ in self.cpus)
-            found = self._percpu[cls] = made
+            found = made
+            self.keep(self._percpu, cls, found)
         return cast("tuple[S, ...]", found)
 
     def domain(self, name: str, *, readers: bool = True) -> Domain:
         """The domain of sections of that name, made as the objects of :meth:`subsystem`."""
         found = self._domains.get(name)
         if found is None:
-            found = self._domains[name] = self.memory.static(Domain, name, readers=readers)
+            found = self.memory.static(Domain, name, readers=readers)
+            self.keep(self._domains, name, found)
         return found
+
+    def keep(self, table: dict[Any, Any], key: object, made: object) -> None:
+        """Set `table[key]`, outside of cells; an execution that goes back forgets it again."""
+        if self.memory.log is not None:
+            self.memory.log.item(table, key)
+        table[key] = made
 
     # -- trying a patch --------------------------------------------------------------------
 

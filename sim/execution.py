@@ -8,7 +8,7 @@ A step that commutes with everything (`ops.LOCAL`) is performed as soon as its t
 it; the strategy is asked only where two or more threads could go on.
 
 On a memory with a log (`sim.undo`) an execution can go back to any visible step, and on under other
-choices: memory, detectors and threads are put back, and coroutines are made anew when they are to run.
+choices: memory, detectors and threads are put back, coroutines are made anew when they are to run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast, final
 
-from sim import ops, threads
+from sim import ops, revival
 from sim.audit import audited, refuse_foreign
 from sim.choosing import Picks, Selects, Strategy
 from sim.errors import MisuseError, RcusimError
@@ -114,9 +114,8 @@ class Execution:
 
     def boot(self) -> Thread:
         """Make the main thread.  The host resumes it first."""
-        main = self.threads.start(self._main, None)
-        self._alive.append(main)
-        return main
+        self._alive.append(self.threads.start(self._main, None))
+        return self._alive[0]
 
     def start(self) -> None:
         """The main thread has been resumed once: what exists now is the initial state."""
@@ -157,7 +156,7 @@ class Execution:
         try:
             coroutine = thread.coroutine
             if thread.stands is not thread.at:
-                op = threads.revive(thread)
+                op = revival.revive(thread)
             elif self._audit:
                 op = audited(thread, coroutine)
             else:
@@ -178,7 +177,7 @@ class Execution:
                 "only modelled functions inside a modelled thread"
             )
         if self._log is not None:
-            threads.learn(thread, op)
+            revival.learn(thread, op)
             if thread.context is None or op.kind in ops.MEMORY:
                 op.function = function_of(thread, op)  # while the coroutine stands there
         self._stands_at(thread, op)
@@ -196,13 +195,14 @@ class Execution:
                 self.memory.clock.arm(thread, op.operand)
 
     def rewind(self, steps: int) -> None:
-        """Go back to where `steps` visible steps had been taken, at least one ago."""
+        """Go back to where `steps` visible steps had been taken, and no more if that is now."""
         assert self._log is not None
-        mark, self.step, self._last, keys, values = self._marks[steps]
-        self._log.rewind(mark)
+        if steps < len(self._marks):
+            mark, self.step, self._last, keys, values = self._marks[steps]
+            self._log.rewind(mark)
+            del self.followed[0][keys:], self.followed[1][values:]
+            del self._marks[steps:]
         self.state = RUNNING
-        del self.followed[0][keys:], self.followed[1][values:]
-        del self._marks[steps:]
         self._local.clear()
 
     def close(self) -> None:
@@ -253,7 +253,7 @@ class Execution:
             keys.append(thread.key)
         self._last = thread
         if thread.context is not None and thread.stands is not thread.at:
-            threads.stand(thread)
+            revival.stand(thread)
         return thread
 
     def able(self, thread: Thread) -> bool:
@@ -297,7 +297,7 @@ class Execution:
             thread.result = forked = self.threads.start(op.operand, thread)
             self._alive.append(forked)
             if log is not None:
-                forked.fresh = threads.copied(forked.context)
+                revival.started(forked)
                 log.call(_unfork, self.threads, self._alive, forked)
         else:
             thread.result = memory.apply(thread, op)
@@ -309,7 +309,7 @@ class Execution:
         thread.guarded = False
         if log is not None:
             log.entries.append((_TAKE_BACK, thread, memory, thread.at))
-            threads.remember(thread)
+            revival.remember(thread)
         self._record(Event(self.step, thread, op, thread.result, fault))
         self.step += 1
         return forked

@@ -8,6 +8,7 @@ raises nothing: an access to freed memory is a finding, not an exception.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 from sim import ops
@@ -154,12 +155,28 @@ def wait_until(
 ) -> Op[tuple[Any, ...]]:
     """Wait until ``predicate(*values of the cells)``; the result is the values then seen.
 
-    The predicate must depend on nothing but its arguments.
+    The predicate must depend on nothing but its arguments and variables as they are now.
     """
     if not cells:
         raise MisuseError("wait_until(predicate): name the cells that the predicate reads")
     first = cells[0]
-    return Op(ops.WAIT, name, first.addr, first.size, None, (predicate, cells), ops.ACQUIRE)
+    waits = (_as_it_is(predicate), cells)
+    return Op(ops.WAIT, name, first.addr, first.size, None, waits, ops.ACQUIRE)
+
+
+def _as_it_is(predicate: Callable[..., bool]) -> Callable[..., bool]:
+    """`predicate` with the variables around it as they are now: the wait may be looked at again."""
+    if not isinstance(predicate, FunctionType) or predicate.__closure__ is None:
+        return predicate
+    try:
+        now = tuple(CellType(cell.cell_contents) for cell in predicate.__closure__)
+    except ValueError:  # one of them is not assigned yet
+        return predicate
+    kept = FunctionType(
+        predicate.__code__, predicate.__globals__, predicate.__name__, predicate.__defaults__, now
+    )
+    kept.__kwdefaults__ = predicate.__kwdefaults__
+    return kept
 
 
 def cpu_relax(place: Lvalue[T], seen: T, *others: Any) -> Op[tuple[Any, ...]]:

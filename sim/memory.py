@@ -18,6 +18,7 @@ from sim.cpu import Cpu
 from sim.errors import InternalError, MisuseError
 from sim.events import Fault, Stack
 from sim.ops import Op
+from sim.revival import static_again, static_made
 from sim.sections import Domain, GracePeriod
 from sim.stack import unwind
 from sim.threads import ACTIVE, ARENA_BITS, TEXT_ARENA_BITS, Thread, arena, text_arena
@@ -97,19 +98,16 @@ class Memory:
 
     def static(self, cls: type[S], *args: Any, **kwargs: Any) -> S:
         """Make an object that exists before the first thread runs and is never freed."""
-        thread = ACTIVE.thread
-        if self.log is not None and thread is not None:
-            made_before = thread.statics
-            if thread.next_static < len(made_before):  # the thread runs for the second time
-                thread.next_static += 1
-                return cast("S", made_before[thread.next_static - 1])
+        thread, log = ACTIVE.thread, self.log
+        if log is not None:
+            if thread is not None and (again := static_again(thread, cls)) is not None:
+                return cast("S", again)
+            log.item(self._static_count, cls.KIND)
+            log.attribute(self, "_next_static")
         nth = self._static_count[cls.KIND] = self._static_count.get(cls.KIND, -1) + 1
         made = self._place(cls, f"{cls.KIND}.{nth}", self._next_static, args, kwargs)
         self._next_static = _after(made)
-        self.roots.append(made)
-        if thread is not None:
-            thread.statics.append(made)
-            thread.next_static += 1
+        static_made(thread, made, self.roots, log)
         return made
 
     def object_at(self, addr: int) -> Struct | None:

@@ -37,6 +37,7 @@ MODULES: Final = (
     "sim.macros",
     "sim.memory",
     "sim.ops",
+    "sim.revival",
     "sim.run",
     "sim.stack",
     "sim.strategies.dpor",

@@ -13,8 +13,8 @@ from typing import Any, Final, final
 
 from sim.cells import Struct
 from sim.cpu import Cpu
-from sim.errors import MisuseError, NondeterminismError
-from sim.ops import FORK, WRITING, Op
+from sim.errors import MisuseError
+from sim.ops import FORK, Op
 
 Body = Coroutine[Op[Any], Any, Any]
 
@@ -102,7 +102,9 @@ class Thread:
               be made anew before it can run
     known     how many operations are kept in the tree of all that it has done
     fresh     a copy of the context as it was when the thread started
-    statics   static objects that the thread has made; the next one is number `next_static`
+    statics   static objects that the thread has made; the next one is number `next_static`, and
+              whether there was one since the last operation
+    owned     what is outside of cells and the thread might change, as it was when it started
     """
 
     __slots__ = (
@@ -121,10 +123,12 @@ class Thread:
         "key",
         "key_bits",
         "known",
+        "made_static",
         "name",
         "next_addr",
         "next_static",
         "next_text",
+        "owned",
         "parent",
         "pending",
         "result",
@@ -157,6 +161,8 @@ class Thread:
         self.function: Callable[[], Body] | None = None
         self.statics: list[Struct] = []
         self.next_static = 0
+        self.made_static = False
+        self.owned: list[tuple[Any, Any]] = []
         self.trail: list[tuple[Known, Any]] = []
         self.at: Known | None = None
         self.ahead: Known | None = None
@@ -314,69 +320,3 @@ class ThreadTable:
     def named(self, name: str) -> Thread | None:
         """The thread of that name; None if it has not been started (yet)."""
         return self._by_name.get(name)
-
-
-def revive(thread: Thread) -> Op[Any]:
-    """Make the coroutine of a thread anew and give it every result: where it stands then.
-
-    Raises NondeterminismError if it does something else than it did before.
-    """
-    assert thread.function is not None
-    thread.sections = thread.next_static = thread.forks = 0
-    if thread.context is not None:
-        thread.context = copied(thread.fresh)
-    coroutine = thread.function()
-    again = coroutine.send(None)
-    for known, result in thread.trail:
-        op = known.op
-        if (
-            again.__class__ is not Op
-            or again.kind != op.kind
-            or again.addr != op.addr
-            or (again.kind in WRITING and again.operand != op.operand)
-        ):
-            raise NondeterminismError(
-                f"thread {thread.name} did {op!r}, and then {again!r} after the same results: "
-                "something outside the choices decides (a global, the clock, a list that threads "
-                "share)"
-            )
-        if op.kind == FORK:
-            thread.forks += 1
-        again = coroutine.send(result)
-    thread.coroutine = coroutine
-    return again
-
-
-def stand(thread: Thread) -> None:
-    """Bring the coroutine of `thread` to where the thread stands."""
-    assert thread.at is not None
-    ACTIVE.thread = thread
-    thread.pending = thread.at.op = revive(thread)
-    thread.stands = thread.at
-    ACTIVE.thread = None
-
-
-def copied(context: Any) -> Any:
-    """A copy of what the modelled kernel keeps per thread, by its method `copy`."""
-    return None if context is None else context.copy()
-
-
-def remember(thread: Thread) -> None:
-    """`thread` has done an operation: what it does next may be known."""
-    at, result = thread.at, thread.result
-    assert at is not None
-    thread.trail.append((at, result))
-    thread.ahead = at.after(result)
-
-
-def learn(thread: Thread, op: Op[Any]) -> None:
-    """The coroutine of `thread` has run, and come to `op`."""
-    if thread.known == KNOWN:
-        thread.known = 0
-        for known, _ in thread.trail:
-            known.forget()
-    following = Known(op)
-    if thread.at is not None:
-        thread.at.add(thread.result, following)
-    thread.known += 1
-    thread.at = thread.stands = following

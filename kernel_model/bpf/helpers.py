@@ -198,9 +198,10 @@ class UserMemory:
         end = addr + len(data)
         if not 0 < addr <= end <= TASK_SIZE:
             raise MisuseError(f"user memory lies below {TASK_SIZE:#x}, not at {addr:#x}")
-        if any(addr < start + len(other) and start < end for start, other in areas.items()):
-            raise MisuseError(f"there is user memory at {addr:#x} already: give `addr=`")
-        areas[addr] = data
+        if areas.get(addr) != data:  # a task that is made anew maps the same once more
+            if any(addr < start + len(other) and start < end for start, other in areas.items()):
+                raise MisuseError(f"there is user memory at {addr:#x} already: give `addr=`")
+            kernel.keep(areas, addr, data)
         self.addr: Final = addr
 
 

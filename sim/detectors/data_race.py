@@ -88,6 +88,10 @@ class _Place:
         self.overlaps: list[_Place] = []
 
 
+def _where(place: _Place) -> tuple[int, int]:
+    return place.addr, place.size
+
+
 @final
 class DataRace:
     """Reports each pair of functions that race on a place, once per execution."""
@@ -161,7 +165,9 @@ class DataRace:
                 ):
                     made.overlaps.append(other)
                     other.overlaps.append(made)
+                    other.overlaps.sort(key=_where)  # not by which execution met them first
             others.append(made)
+        made.overlaps.sort(key=_where)
         return made
 
     def _unordered(self, place: _Place, kind: int, index: int) -> list[_Access]:

@@ -18,12 +18,14 @@ from sim.macros import (
     choose,
     cpu_relax,
     free,
+    load,
     lock,
     note,
     outcome,
     rmw_at,
     smp_load_acquire,
     smp_store_release,
+    store,
     unlock,
     wait_until,
 )
@@ -140,7 +142,30 @@ async def fails_perhaps(shared: Shared) -> None:
     await WRITE_ONCE(shared.x, 1)
 
 
+async def adds_and_stores(shared: Shared) -> None:
+    await rmw_at(shared.data.addr, 8, "add", 1, "atomic_inc")
+    await smp_store_release(shared.data.word(0, 8), 2)
+
+
+async def waits_for_byte(shared: Shared) -> None:
+    await wait_until(lambda value: value > 0, shared.data.word(0, 1))
+
+
+async def stores_word(shared: Shared) -> None:
+    await store(shared.data.word(0, 8), 2)
+
+
+async def adds_to_half(shared: Shared) -> None:
+    await rmw_at(shared.data.addr + 4, 4, "add", 1, "add")
+
+
+async def loads_byte(shared: Shared) -> None:
+    await load(shared.data.word(6, 1))
+
+
 PROGRAMS: dict[str, tuple[Code, ...]] = {
+    "a wait for a byte of what is written twice": (adds_and_stores, waits_for_byte),
+    "races of bytes that overlap": (stores_word, adds_to_half, loads_byte),
     "a wait for what is written in part": (writes_half, waits_for_whole),
     "a wait for what is written by address": (adds_by_address, waits_for_cell),
     "a wait for what is written by address, twice": (
