@@ -32,7 +32,8 @@ LOCK_ORDER: Final = "lock-order"
 STALL: Final = "rcu-stall"
 
 STALL_STEPS: Final = 2_000  # of a reader, while a grace period waits for it
-STALL_NS: Final = 21_000_000_000  # CONFIG_RCU_CPU_STALL_TIMEOUT
+NS_PER_S: Final = 1_000_000_000
+STALL_NS: Final = 21 * NS_PER_S  # CONFIG_RCU_CPU_STALL_TIMEOUT
 
 
 def linux_detectors() -> list[Detector]:
@@ -243,27 +244,44 @@ class _Awaited:
 
 @final
 class Stall(_Warns):
-    """A reader that a grace period waits for and that does not come to its end."""
+    """A reader that a grace period waits for and that does not come to its end.
+
+    The steps, and the time, between the start of the grace period and the end of the reader depend
+    on the execution, not on its class.  So a reader that takes so many steps in all, and an
+    execution that takes so long, is noted (`Memory.doubts`): not all starts have been tried.
+    """
 
     kinds: frozenset[int] | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0
+        self._begun: Final[dict[Section, int]] = {}  # how many steps the thread had done
+        self._done: Final[dict[Thread, int]] = {}  # so far, where nobody goes back
         self._awaited: Final[dict[Section, _Awaited]] = {}
 
     def observe(self, event: Event) -> Finding | None:
         """Look at everything: it is a step of a reader, or time passes."""
         op = event.op
+        if self.log is None:
+            self._done[event.thread] = self._done.get(event.thread, 0) + 1
         if op.kind == ops.GP_START:
             self._await(event)
+        elif op.kind == ops.SECTION_BEGIN:
+            if self.log is not None:
+                self.log.item(self._begun, op.operand)
+            self._begun[op.operand] = self._steps_of(event.thread)
         elif op.kind == ops.SECTION_END:
+            if self._steps_of(event.thread) - self._begun[op.operand] > STALL_STEPS:
+                self._doubt(event.thread, f"a reader took more than {STALL_STEPS:,} steps")
             self._about_to_change(op.operand)
             self._awaited.pop(op.operand, None)
         elif op.kind in (ops.SLEEP, ops.ARM, ops.CLOCK):
             if self.log is not None:
                 self.log.attribute(self, "_now")
             self._now = event.result
+            if self._now > STALL_NS:
+                self._doubt(event.thread, f"more than {STALL_NS // NS_PER_S} s passed")
         for section, known in self._awaited.items():
             awaited = known
             if section.thread == event.thread.name:
@@ -274,6 +292,14 @@ class Stall(_Warns):
                 del self._awaited[section]
                 return self._stalled(event, section, awaited)
         return None
+
+    def _steps_of(self, thread: Thread) -> int:
+        return len(thread.trail) if self.log is not None else self._done[thread]
+
+    def _doubt(self, thread: Thread, why: str) -> None:
+        if thread.context is not None:
+            told = f"{why}, and not every start of a grace period was tried, which it may stall"
+            thread.context.kernel.memory.doubts[told] = None
 
     def _await(self, event: Event) -> None:
         domain = event.op.target.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -70,6 +71,7 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "joint_waits": result.joint_waits,
         "shared_cpu": result.shared_cpu,
         "holder_waited": result.holder_waited,
+        "doubts": sorted(result.doubts),
         "preemption_bound": result.bound,
         "preemptions_finished": result.finished,
         "stopped": result.stopped,
@@ -215,11 +217,8 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
         )
     else:
         if result.complete and not result.cut:
-            lines.append(
-                "nothing found in all interleavings explored, but a thread waited while it held a "
-                "CPU that others share; that it keeps one from what it waits for is not modelled: "
-                "this is no proof"
-            )
+            lines.append("nothing found in all interleavings explored, but this is no proof:")
+            lines += [f"  {reason}" for reason in sorted(result.reasons)]
         elif result.complete:
             lines.append("nothing found, but executions were cut: this is no proof")
         else:
@@ -242,7 +241,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
 
 def _all_of_it(result: Result) -> list[str]:
     """That there is nothing more to find, if so, though something was found."""
-    if not result.complete or result.bound is not None or result.cut or result.kept_off:
+    if not result.complete or result.bound is not None or result.cut:
         return []
     ended = f", {_count(result.fatal, 'execution')} ended by a finding" if result.fatal else ""
     return [
@@ -269,6 +268,8 @@ def _size(result: Result) -> list[str]:
 
 def _rough(number: float) -> str:
     """Two digits of a number, without an exponent if that is short."""
+    if math.isinf(number):
+        return "more than 1e308"
     text = f"{number:.1e}"
     if number >= MILLION:
         digits, _, exponent = text.partition("e")

@@ -62,6 +62,7 @@ class Memory:
         self.fault: Fault | None = None
         self.step = 0
         self.remarks: dict[str, str] = {}
+        self.doubts: dict[str, None] = {}  # why a complete search would be no proof
         self.roots: list[Struct] = []
         self.allocated: dict[int, Site] = {}
         self._unfreed = 0  # objects allocated and not freed

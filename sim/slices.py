@@ -106,6 +106,7 @@ def explore_slice(program: Program, packed: Packed, limits: Limits) -> Slice:
         joint_waits=strategy.joint_waits,
         shared_cpu=result.shared_cpu,
         holder_waited=result.holder_waited,
+        doubts=dict(result.doubts),
         remarks=dict(result.remarks),
     )
     for values, n in result.outcomes.items():

@@ -78,6 +78,7 @@ class Result:
     joint_waits whether a thread waited for several things: then some classes may be run repeatedly
     shared_cpu  whether threads shared a CPU; holder_waited: whether one that held its CPU has stood
                 before a step that may have to wait.  With both, not all is explored (`ops.LOCAL`)
+    doubts      why a complete search would be no proof (what detectors count, and no order tells)
     remarks     what the machine says about itself (functions that the workload has replaced)
     estimate    of the number of executions in all, None: there is none; a complete search that was
                 stopped has one between `estimate_low` and `estimate_high`, and knows how many there
@@ -104,6 +105,7 @@ class Result:
     joint_waits: bool = False
     shared_cpu: bool = False
     holder_waited: bool = False
+    doubts: dict[str, None] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
     estimate_low: float | None = None
@@ -126,16 +128,20 @@ class Result:
         return self.executions - self.directed - self.redundant - self.fatal
 
     @property
-    def kept_off(self) -> bool:
-        """Whether a thread may be kept off its CPU by one that waits for it: not modelled."""
-        return self.shared_cpu and self.holder_waited
+    def reasons(self) -> list[str]:
+        """Why the search would be no proof if it were complete."""
+        kept_off = (
+            "a thread waited while it held a CPU that others share, and that it keeps one from "
+            "what it waits for is not modelled"
+        )
+        return [*([kept_off] if self.shared_cpu and self.holder_waited else []), *self.doubts]
 
     @property
     def verdict(self) -> Verdict:
         """See the module's docstring."""
         if self.findings:
             return "finding"
-        if self.complete and self.bound is None and not self.cut and not self.kept_off:
+        if self.complete and self.bound is None and not self.cut and not self.reasons:
             return "proved"
         return "inconclusive"
 
@@ -203,6 +209,7 @@ class Totals:
         result.remarks = execution.memory.remarks
         result.shared_cpu |= execution.threads.shared_cpu
         result.holder_waited |= execution.threads.holder_waited
+        result.doubts.update(execution.memory.doubts)
         self.tick()
         if execution.state is CUT:
             result.cut += 1
@@ -223,6 +230,7 @@ class Totals:
         result.joint_waits |= part.joint_waits
         result.shared_cpu |= part.shared_cpu
         result.holder_waited |= part.holder_waited
+        result.doubts.update(part.doubts)
         result.remarks = part.remarks or result.remarks
         self.tick()
 
@@ -292,6 +300,7 @@ class Totals:
             "joint_waits": result.joint_waits,
             "shared_cpu": result.shared_cpu,
             "holder_waited": result.holder_waited,
+            "doubts": result.doubts,
             "remarks": dict(result.remarks),
             "predicted": result.predicted,
             "outcomes": [[plain(values), n] for values, n in result.outcomes.items()],

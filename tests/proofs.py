@@ -234,6 +234,7 @@ def obstacles(told: dict[str, Any]) -> str:
     found = []
     if told["shared_cpu"] and told["holder_waited"]:
         found.append("threads share a CPU, and a holder waits")
+    found += told["doubts"]
     if told["cut"]:
         found.append(f"{told['cut']:,} executions cut at the step limit")
     return "; ".join(found)

@@ -29,6 +29,7 @@ TOLD: dict[str, Any] = {
     "cut": 0,
     "shared_cpu": False,
     "holder_waited": False,
+    "doubts": [],
     "stopped": COMPLETE,
     "at_least": None,
     "estimate": None,

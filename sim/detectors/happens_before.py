@@ -322,13 +322,17 @@ def _unfork(*grown: list[Any]) -> None:
 
 def wrote(event: Event) -> bool:
     """Whether a memory operation has written, now that its result is known."""
-    op = event.op
+    return has_written(event.op, event.result)
+
+
+def has_written(op: Op[Any], result: Any) -> bool:
+    """The same of an operation and its result."""
     kind = op.kind
     if kind == ops.CMPXCHG:
-        old, expected = event.result, op.operand[0]
-        return old is expected or bool(old == expected)
+        expected = op.operand[0]
+        return result is expected or bool(result == expected)
     if kind == ops.RMW:
-        return bool(op.operand[0] != "inc_not_zero" or event.result)
+        return bool(op.operand[0] != "inc_not_zero" or result)
     if kind == ops.TRYLOCK:
-        return bool(event.result)
+        return bool(result)
     return kind in ops.WRITING

@@ -10,6 +10,10 @@ schedule is reported.
 A thread that says what it spins for (`macros.cpu_relax`) takes no steps meanwhile.  If nobody is
 able to take one any more, `deadlock` reports it, in the same words.
 
+How many steps two threads take between each other's depends on the execution, not on its class.  So
+where a thread alone takes more than `limit` fruitless steps in a row and then goes on, that not all
+such orders have been tried is noted (`Memory.doubts`).
+
 Not seen: loops that write (two threads that back off for each other for ever), and loops that
 sleep; the step limit ends those executions.
 """
@@ -17,19 +21,21 @@ sleep; the step limit ends those executions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from sim import ops
 from sim.detectors.describe import call_trace
-from sim.detectors.happens_before import wrote
+from sim.detectors.happens_before import has_written
 from sim.events import Detail, Event, Finding
 
 if TYPE_CHECKING:
     from sim.memory import Memory
+    from sim.ops import Op
     from sim.threads import Thread
 
 LIVELOCK: Final = "livelock"
 LIMIT: Final = 1000
+DOUBT: Final = "a thread took more than {:,} steps in a row that change nothing: maybe a livelock"
 
 #: Kinds that leave no trace in the state that the others see, and those that may.
 _FRUITLESS: Final = frozenset(
@@ -37,6 +43,12 @@ _FRUITLESS: Final = frozenset(
     | {ops.SECTION_BEGIN, ops.SECTION_END, ops.GP_START, ops.GP_END}
 )
 _CONDITIONAL: Final = frozenset({ops.CMPXCHG, ops.RMW, ops.TRYLOCK})
+
+
+def _is_fruitless(op: Op[Any], result: Any) -> bool:
+    """Whether an operation has changed nothing that others could notice."""
+    kind = op.kind
+    return kind in _FRUITLESS or (kind in _CONDITIONAL and not has_written(op, result))
 
 
 def livelock(threads: Sequence[Thread], step: int, *details: Detail) -> Finding:
@@ -68,13 +80,21 @@ class Livelock:
         self._threads: list[Thread] = []
         self._spun: dict[Thread, int] = {}  # steps since `limit` steps after the change
         self._reported = False
+        self._rows: dict[Thread, int] = {}  # fruitless steps in a row, where nobody goes back
 
     def observe(self, event: Event) -> Finding | None:
         kind = event.op.kind
         changes = self._changes
         while changes[-1] >= event.step > 0:
             changes.pop()  # has been taken back
-        if kind in _FRUITLESS or (kind in _CONDITIONAL and not wrote(event)):
+        if kind == ops.EXIT and len(event.thread.trail) > self._limit:
+            self._look_back(event.thread)
+        fruitless = _is_fruitless(event.op, event.result)
+        if self._log is None:
+            row = self._rows[event.thread] = self._rows.get(event.thread, 0) + 1 if fruitless else 0
+            if row > self._limit:
+                self._doubt()
+        if fruitless:
             return self._spinning(event) if event.step - changes[-1] > self._limit else None
         log = self._log
         if log is None:
@@ -89,6 +109,18 @@ class Livelock:
                 log.attribute(self, "_threads")
             self._threads = [*(self._threads or [event.thread]), event.result]
         return None
+
+    def _look_back(self, thread: Thread) -> None:
+        """Note a long row of fruitless steps in what `thread` has done."""
+        row = 0
+        for known, result in thread.trail:
+            row = row + 1 if _is_fruitless(known.op, result) else 0
+            if row > self._limit:
+                self._doubt()
+                return
+
+    def _doubt(self) -> None:
+        self._memory.doubts[DOUBT.format(self._limit)] = None
 
     def _spinning(self, event: Event) -> Finding | None:
         thread = event.thread

@@ -126,3 +126,18 @@ def test_a_complete_search_says_so_whatever_it_found() -> None:
 
 def test_whoever_spins_for_ever_is_told_of_cpu_relax() -> None:
     assert "cpu_relax(cell, seen)" in last(stopped(cut=1))
+
+
+def test_an_estimate_beyond_all_numbers_is_shown() -> None:
+    assert "more than 1e308" in last(stopped(estimate=float("inf")))
+
+
+def test_why_a_complete_search_is_no_proof() -> None:
+    result = Result(executions=2, complete=True, stopped=COMPLETE, doubts={"it was dark": None})
+
+    assert result.verdict == "inconclusive"
+    assert [line.strip() for line in summary(PROGRAM, result)[1:3]] == [
+        "nothing found in all interleavings explored, but this is no proof:",
+        "it was dark",
+    ]
+    assert result_json(PROGRAM, {}, result)["doubts"] == ["it was dark"]
