@@ -16,8 +16,10 @@ from typing import Any, Final
 from sim.cells import Struct
 from sim.errors import NondeterminismError
 from sim.ops import FORK, WRITING, Op
-from sim.threads import ACTIVE, KNOWN, Known, Thread
+from sim.threads import ACTIVE, Known, Thread
 from sim.undo import Log
+
+KNOWN: Final = 1000  # operations kept of one thread
 
 _PLAIN: Final = (int, str, float, bytes, tuple)
 

@@ -19,7 +19,6 @@ from sim.ops import FORK, Op
 Body = Coroutine[Op[Any], Any, Any]
 
 KNOWN_RESULTS: Final = 16  # kept of one operation
-KNOWN: Final = 1000  # operations kept of one thread
 
 _INT: Final = int
 _BOOL: Final = bool

@@ -3,15 +3,30 @@
 import gc
 import math
 import warnings
+from types import ModuleType
 
 import pytest
 
-from sim import threads
+from sim import revival, threads
 from sim.cells import Cell, Struct, cell
 from sim.cpu import Cpu
 from sim.errors import MisuseError, NondeterminismError
 from sim.explore import Budget, Explorer, Found, Result, check_determinism
-from sim.macros import READ_ONCE, WRITE_ONCE, alloc, choose, free, join, load, note, outcome, store
+from sim.macros import (
+    READ_ONCE,
+    WRITE_ONCE,
+    alloc,
+    choose,
+    cpu_hold,
+    cpu_release,
+    free,
+    join,
+    load,
+    note,
+    outcome,
+    store,
+    wait_until,
+)
 from sim.memory import Memory
 from sim.run import Rewound
 from sim.strategies.bounded import Bounded
@@ -83,18 +98,28 @@ def test_a_complete_search_without_findings_is_a_proof() -> None:
     assert set(result.outcomes) == {(1,), (2,)}
 
 
-@pytest.mark.parametrize(("cpus", "verdict"), [(1, "inconclusive"), (2, "proved")])
-def test_a_complete_search_of_threads_on_one_cpu_is_no_proof(cpus: int, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("cpus", "waits", "verdict"),
+    [(1, True, "inconclusive"), (1, False, "proved"), (2, True, "proved"), (2, False, "proved")],
+)
+def test_a_search_is_no_proof_where_a_thread_waits_on_a_shared_cpu(
+    cpus: int, waits: bool, verdict: str
+) -> None:
     @workload()
     async def sharing(memory: Memory) -> None:
         shared = memory.static(Shared)
         places = [memory.static(Cpu, number) for number in range(cpus)]
 
-        async def writer() -> None:
+        async def writer(cpu: Cpu) -> None:
+            await cpu_hold(cpu, "preempt_disable")
             await WRITE_ONCE(shared.flag, 1)
+            if waits:
+                await wait_until(bool, shared.flag)
+            await cpu_release(cpu, "preempt_enable")
 
         for nth in range(2):
-            await spawn(writer, name=f"writer{nth}", cpu=places[nth % cpus])
+            cpu = places[nth % cpus]
+            await spawn(writer, cpu, name=f"writer{nth}", cpu=cpu)
 
     result = explore(sharing)
 
@@ -380,8 +405,11 @@ def test_the_collector_of_garbage_is_off_while_executions_go_back_and_then_on_ag
     assert gc.isenabled()
 
 
+MADE: list[int] = []  # not around a thread's function, where a change would be noticed
+
+
 def test_a_coroutine_runs_only_for_results_that_its_thread_has_not_had() -> None:
-    made: list[int] = []
+    MADE.clear()
 
     @workload()
     async def looks(memory: Memory) -> None:
@@ -391,7 +419,7 @@ def test_a_coroutine_runs_only_for_results_that_its_thread_has_not_had() -> None
             await WRITE_ONCE(shared.flag, 1)
 
         async def reads(i: int) -> None:
-            made.append(i)
+            MADE.append(i)
             await READ_ONCE(shared.flag)
 
         await spawn(writes)
@@ -407,14 +435,14 @@ def test_a_coroutine_runs_only_for_results_that_its_thread_has_not_had() -> None
     rewound.close()
 
     assert executions == 16
-    assert sorted(made) == [0, 0, 1, 1, 2, 2, 3, 3]  # one read 0, the other 1
+    assert sorted(MADE) == [0, 0, 1, 1, 2, 2, 3, 3]  # one read 0, the other 1
 
 
-@pytest.mark.parametrize("name", ["KNOWN", "KNOWN_RESULTS"])
+@pytest.mark.parametrize(("module", "name"), [(revival, "KNOWN"), (threads, "KNOWN_RESULTS")])
 def test_a_search_does_not_depend_on_how_much_is_kept_of_what_threads_did(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, name, 1)
+    monkeypatch.setattr(module, name, 1)
     result = Explorer(find("lastzero").prepare({"n": 5}), Dpor(), Budget()).explore()
 
     assert result.classes == 64
