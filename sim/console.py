@@ -67,14 +67,14 @@ def result_json(program: Program, options: dict[str, Any], result: Result) -> di
         "classes": result.classes,
         "steps": result.steps,
         "elapsed_s": round(result.elapsed_s, 3),
-        "complete": result.complete,
+        "complete": result.exhausted,
         "joint_waits": result.joint_waits,
         "shared_cpu": result.shared_cpu,
         "holder_waited": result.holder_waited,
         "doubts": sorted(result.doubts),
         "preemption_bound": result.bound,
-        "preemptions_finished": result.finished,
-        "stopped": result.stopped,
+        "preemptions_finished": None if result.cut else result.finished,
+        "stopped": _stopped(result),
         "estimate": result.estimate,
         "estimate_low": result.estimate_low,
         "estimate_high": result.estimate_high,
@@ -219,8 +219,13 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
         if result.complete and not result.cut:
             lines.append("nothing found in all interleavings explored, but this is no proof:")
             lines += [f"  {reason}" for reason in sorted(result.reasons)]
-        elif result.complete:
+        elif result.exhausted:
             lines.append("nothing found, but executions were cut: this is no proof")
+        elif result.complete:
+            lines.append(
+                "nothing found, but executions were cut, and what other threads could have done in "
+                "them is not explored (--strategy random samples it): this is no proof"
+            )
         else:
             lines.append(
                 f"nothing found before {result.stopped} ended the search: this is no proof"
@@ -244,9 +249,14 @@ def _all_of_it(result: Result) -> list[str]:
     if not result.complete or result.bound is not None or result.cut:
         return []
     ended = f", {_count(result.fatal, 'execution')} ended by a finding" if result.fatal else ""
+    ended += f", {result.directed:,} directed at predicted ones" if result.directed else ""
     return [
         f"all interleavings explored, {_classes(result)}up to the order of independent steps{ended}"
     ]
+
+
+def _stopped(result: Result) -> str:
+    return "the step limit" if result.complete and not result.exhausted else result.stopped
 
 
 def _size(result: Result) -> list[str]:

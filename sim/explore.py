@@ -152,7 +152,7 @@ class Explorer:
         self._keep: Final = keep
         self._sizing: Final = sizing
         self._before: Final = before
-        self._pursues: Final = pursue
+        self._pursues: Final = pursue and bound is None  # what it finds may need more preemptions
         self._sound = True  # whether the strategy knows what is left
         self._counted = True  # whether the execution that it has begun last is over
         self._rewound: Final = (

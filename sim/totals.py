@@ -118,7 +118,7 @@ class Result:
 
         Of executions that no finding has ended: the same way to one may have been run repeatedly.
         """
-        if not self.complete or not self.optimal or self.joint_waits:
+        if not self.exhausted or not self.optimal or self.joint_waits:
             return None
         return self.distinct
 
@@ -126,6 +126,15 @@ class Result:
     def distinct(self) -> int:
         """How many classes have been run so far, if each is run once."""
         return self.executions - self.directed - self.redundant - self.fatal
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left: what others would do in executions that were cut is not known.
+
+        Brute force tries them all the same, within the limit.
+        """
+        reduced = self.optimal or self.finished is not None
+        return self.complete and not (self.cut and reduced)
 
     @property
     def reasons(self) -> list[str]:
@@ -282,7 +291,9 @@ class Totals:
         if self.result.stopped == COMPLETE:
             self.result.estimate = self.result.at_least = None
             self.result.estimate_low = self.result.estimate_high = None
-        if not self.result.complete:
+        bounded = self.result.bound is not None  # then nobody has searched for them
+        seen = any(one.finding.kind.startswith("use-after-free") for one in self.result.findings)
+        if not (bounded and seen) and (bounded or not self.result.complete):
             self.result.predicted = [
                 f"use-after-free of a {kind} by {access}, freed by {free}"
                 for kind, access, free in sorted(self._tried.keys() - self._witnessed.keys())

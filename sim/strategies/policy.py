@@ -9,6 +9,8 @@ from sim.strategies.history import History
 from sim.strategies.steps import Step
 from sim.threads import Thread
 
+TURN: Final = 1000  # steps that a thread takes in a row where others could go on
+
 
 @final
 class Policy:
@@ -45,6 +47,11 @@ class Policy:
 
         Of several the one that took the step before, or else the first.
         """
+        if last is not None and self._is_long(last):
+            at = next((nth + 1 for nth, thread in enumerate(alive) if thread is last), 0)
+            for thread in (*alive[at:], *alive[:at]):
+                if thread is not last and thread.key not in but and able(thread):
+                    return thread
         if last is not None and last.key not in but and able(last) and not self._raced(last):
             return last
         found: Thread | None = None
@@ -59,6 +66,11 @@ class Policy:
             elif found is None:
                 found = thread
         return found or fatal
+
+    def _is_long(self, last: Thread) -> bool:
+        """Whether a thread has had its turn: others are to come before a step limit does."""
+        own = self._history.of[self._history.number_of(last.key)]
+        return len(own) >= TURN and own[-TURN] == len(self._history.steps) - TURN
 
     def _raced(self, thread: Thread) -> bool:
         """Whether what the thread is about to touch has been raced for, or its step is fatal."""

@@ -446,3 +446,12 @@ def test_a_search_does_not_depend_on_how_much_is_kept_of_what_threads_did(
     result = Explorer(find("lastzero").prepare({"n": 5}), Dpor(), Budget()).explore()
 
     assert result.classes == 64
+
+
+def test_nothing_is_reported_that_needs_more_preemptions() -> None:
+    program = find("inner_map_replace").prepare({}, version="5.10")
+    result = Explorer(program, Bounded(2), Budget(seconds=600), keep_going=True).explore()
+
+    assert result.findings
+    assert (result.directed, result.predicted) == (0, [])
+    assert all(found.within is not None and found.within <= 2 for found in result.findings)

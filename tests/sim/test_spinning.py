@@ -8,7 +8,7 @@ import pytest
 
 from sim.cells import Cell
 from sim.choosing import Strategy
-from sim.console import summary
+from sim.console import result_json, summary
 from sim.errors import MisuseError
 from sim.execution import CUT
 from sim.explore import Budget, Explorer
@@ -362,3 +362,46 @@ def test_a_proof_with_waits_for_several_cells_counts_no_classes() -> None:
     told = summary(program, result)
     assert told[1].startswith("all interleavings explored, up to the order of independent steps:")
     assert told[2] == "  some classes may have been run more than once"
+
+
+# -- executions that are cut ---------------------------------------------------------------------
+
+
+@workload()
+async def polls(memory: Memory) -> None:
+    """A loop that goes on for ever, writing, and two threads that have a bug of their own."""
+    board = memory.static(Board)
+
+    async def poller() -> None:
+        while await READ_ONCE(board.x) == 0:
+            await WRITE_ONCE(board.x, 0)
+
+    async def loses() -> None:
+        await WRITE_ONCE(board.y, await READ_ONCE(board.y) + 1)
+        if await READ_ONCE(board.y) == 1:
+            raise AssertionError("an update is lost")
+
+    await spawn(poller, name="poller")
+    for nth in range(2):
+        await spawn(loses, name=f"loses{nth}")
+
+
+def test_a_thread_that_goes_on_for_ever_does_not_keep_others_from_running() -> None:
+    result = Explorer(polls.prepare({}), Dpor(), Budget(executions=30, steps=5000)).explore()
+
+    assert result.verdict == "finding"
+
+
+@pytest.mark.parametrize("strategy", [Dpor(), Bounded(2)])
+def test_a_search_with_executions_that_were_cut_is_not_called_complete(strategy: Strategy) -> None:
+    program = polls.prepare({})
+    result = Explorer(program, strategy, Budget(steps=50)).explore()
+    told = result_json(program, {}, result)
+
+    assert (result.verdict, result.exhausted, result.classes) == ("inconclusive", False, None)
+    assert (told["complete"], told["stopped"]) == (False, "the step limit")
+    assert told["preemptions_finished"] is None
+    assert "is not explored" in "".join(summary(program, result))
+    by_force = Explorer(program, Dfs(0), Budget(steps=50), keep_going=True).explore()
+    assert by_force.cut
+    assert by_force.exhausted
