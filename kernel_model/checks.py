@@ -54,10 +54,12 @@ def linux_detectors() -> list[Detector]:
 class _Warns:
     """Says a thing only once.
 
-    log  where changes that decide findings are written down, for executions that go back
+    log     where changes that decide findings are written down, for executions that go back
+    doubts  where to note why a complete search would be no proof (`Memory.doubts`)
     """
 
     log: Log | None = None
+    doubts: dict[str, None] | None = None
 
     def __init__(self) -> None:
         self._said: Final[dict[str, None]] = {}
@@ -273,7 +275,7 @@ class Stall(_Warns):
             self._begun[op.operand] = self._steps_of(event.thread)
         elif op.kind == ops.SECTION_END:
             if self._steps_of(event.thread) - self._begun[op.operand] > STALL_STEPS:
-                self._doubt(event.thread, f"a reader took more than {STALL_STEPS:,} steps")
+                self._doubt(f"a reader took more than {STALL_STEPS:,} steps")
             self._about_to_change(op.operand)
             self._awaited.pop(op.operand, None)
         elif op.kind in (ops.SLEEP, ops.ARM, ops.CLOCK):
@@ -281,7 +283,7 @@ class Stall(_Warns):
                 self.log.attribute(self, "_now")
             self._now = event.result
             if self._now > STALL_NS:
-                self._doubt(event.thread, f"more than {STALL_NS // NS_PER_S} s passed")
+                self._doubt(f"more than {STALL_NS // NS_PER_S} s passed")
         for section, known in self._awaited.items():
             awaited = known
             if section.thread == event.thread.name:
@@ -296,10 +298,10 @@ class Stall(_Warns):
     def _steps_of(self, thread: Thread) -> int:
         return len(thread.trail) if self.log is not None else self._done[thread]
 
-    def _doubt(self, thread: Thread, why: str) -> None:
-        if thread.context is not None:
+    def _doubt(self, why: str) -> None:
+        if self.doubts is not None:
             told = f"{why}, and not every start of a grace period was tried, which it may stall"
-            thread.context.kernel.memory.doubts[told] = None
+            self.doubts[told] = None
 
     def _await(self, event: Event) -> None:
         domain = event.op.target.name

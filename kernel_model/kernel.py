@@ -96,8 +96,7 @@ class Kernel:
         """One static object of class `cls` for each CPU, made as those of :meth:`subsystem`."""
         found = self._percpu.get(cls)
         if found is None:
-            made = tuple(self.memory.static(cls) for _ in self.cpus)
-            found = made
+            found = tuple(self.memory.static(cls) for _ in self.cpus)
             self.keep(self._percpu, cls, found)
         return cast("tuple[S, ...]", found)
 

@@ -215,6 +215,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
             f"no finding within {bound} (all such interleavings explored, sequential "
             "consistency): more preemptions may still find something; this is no proof"
         )
+        lines += [f"  {reason}" for reason in sorted(result.reasons)]
     else:
         if result.complete and not result.cut:
             lines.append("nothing found in all interleavings explored, but this is no proof:")
@@ -246,7 +247,7 @@ def _what_it_means(program: Program, result: Result) -> list[str]:
 
 def _all_of_it(result: Result) -> list[str]:
     """That there is nothing more to find, if so, though something was found."""
-    if not result.complete or result.bound is not None or result.cut:
+    if not result.complete or result.bound is not None or result.cut or result.reasons:
         return []
     ended = f", {_count(result.fatal, 'execution')} ended by a finding" if result.fatal else ""
     ended += f", {result.directed:,} directed at predicted ones" if result.directed else ""

@@ -68,7 +68,7 @@ def build(
         main,
         memory,
         strategy,
-        [*standard_detectors(memory, predictions), *_own_detectors(program, log)],
+        [*standard_detectors(memory, predictions), *_own_detectors(program, memory)],
         observer=observer,
         max_steps=max_steps,
         audit=audit,
@@ -94,12 +94,14 @@ def run_once(
     return Run(execution, tuple(predictions))
 
 
-def _own_detectors(program: Program, log: Log | None) -> list[Detector]:
+def _own_detectors(program: Program, memory: Memory) -> list[Detector]:
     """The model's own detectors; those that have a `log` write their changes down there."""
     detectors = program.machine.detectors()
     for detector in detectors:
         if hasattr(detector, "log"):
-            detector.log = log
+            detector.log = memory.log
+        if hasattr(detector, "doubts"):
+            detector.doubts = memory.doubts
     return detectors
 
 

@@ -141,3 +141,15 @@ def test_why_a_complete_search_is_no_proof() -> None:
         "it was dark",
     ]
     assert result_json(PROGRAM, {}, result)["doubts"] == ["it was dark"]
+
+
+def test_what_is_in_doubt_is_in_doubt_under_a_bound_and_beside_a_finding() -> None:
+    doubts = {"it was dark": None}
+    bounded = Result(executions=2, complete=True, bound=1, stopped=COMPLETE, doubts=doubts)
+    found = Result(executions=2, complete=True, optimal=True, stopped=COMPLETE, doubts=doubts)
+    found.findings.append(
+        Found(Finding("kernel-bug", "kernel BUG in f!", ("t0",), 1), 1, False, ())
+    )
+
+    assert "it was dark" in "".join(summary(PROGRAM, bounded))
+    assert "all interleavings explored" not in "".join(summary(PROGRAM, found))
