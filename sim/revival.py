@@ -10,7 +10,7 @@ looked at again, one level deep, and is refused if it has changed.
 
 from __future__ import annotations
 
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any, Final
 
 from sim.cells import Struct
@@ -33,7 +33,8 @@ def started(thread: Thread) -> None:
         owners.append(function.__self__)
         function = function.__func__
     if isinstance(function, FunctionType) and function.__closure__ is not None:
-        owners += [cell.cell_contents for cell in function.__closure__ if _is_full(cell)]
+        for cell in function.__closure__:
+            owners += [cell, *_contents(cell)]
     states = [(owner, _state(owner)) for owner in owners]
     thread.owned = [(owner, state) for owner, state in states if state is not None]
 
@@ -44,15 +45,18 @@ def _given(thread: Thread) -> tuple[Any, tuple[Any, ...]]:
     return made.func, made.args
 
 
-def _is_full(cell: Any) -> bool:
+def _contents(variable: CellType) -> list[Any]:
+    """The value of a variable around a function; none if it has not been assigned yet."""
     try:
-        return cell.cell_contents is not None
-    except ValueError:  # what it is for has not been assigned yet
-        return False
+        return [variable.cell_contents]
+    except ValueError:
+        return []
 
 
 def _state(owner: Any) -> list[Any] | None:
-    """What a list, dict, set or object holds now, one level deep; None: nothing that matters."""
+    """What a variable, list, dict, set or object holds now, one level deep; None: nothing."""
+    if isinstance(owner, CellType):
+        return _contents(owner)
     if isinstance(owner, dict):
         return [*owner.keys(), *owner.values()]
     if isinstance(owner, list | set):
@@ -61,6 +65,10 @@ def _state(owner: Any) -> list[Any] | None:
         return None  # put back by whoever changes it
     held = getattr(owner, "__dict__", None)
     return [*held.keys(), *held.values()] if isinstance(held, dict) else None
+
+
+def _told(owner: Any) -> str:
+    return "a variable around it" if isinstance(owner, CellType) else f"a {type(owner).__name__}"
 
 
 def _same(now: list[Any] | None, before: list[Any]) -> bool:
@@ -75,7 +83,8 @@ def _same(now: list[Any] | None, before: list[Any]) -> bool:
 def revive(thread: Thread) -> Op[Any]:
     """Make the coroutine of a thread anew and give it every result: where it stands then.
 
-    Raises NondeterminismError if it does something else than it did before.
+    Raises NondeterminismError if it does something else than it did before, or if what it was
+    started with has changed.
     """
     assert thread.function is not None
     thread.sections = thread.next_static = thread.forks = 0
@@ -84,7 +93,7 @@ def revive(thread: Thread) -> Op[Any]:
     for owner, before in thread.owned:
         if not _same(_state(owner), before):
             raise NondeterminismError(
-                f"thread {thread.name} was started with a {type(owner).__name__} that has changed "
+                f"thread {thread.name} was started with {_told(owner)} that has changed "
                 "since: what a thread keeps belongs into its own variables, or into cells"
             )
     coroutine = thread.function()

@@ -138,6 +138,25 @@ async def state_in_a_closure(memory: Memory) -> None:
 
 
 @workload()
+async def state_in_a_variable(memory: Memory) -> None:
+    shared = memory.static(Shared)
+
+    def reader() -> Callable[[], Body]:
+        seen = 0
+
+        async def reads() -> None:
+            nonlocal seen
+            seen += await READ_ONCE(shared.x)
+            seen += await READ_ONCE(shared.y)
+            await outcome(seen)
+
+        return reads
+
+    await spawn(reader(), name="reader")
+    await spawn(writes, shared, name="writer")
+
+
+@workload()
 async def predicate_of_a_variable(memory: Memory) -> None:
     shared = memory.static(Shared)
 
@@ -164,6 +183,7 @@ PROGRAMS: dict[str, Program] = {
         state_in_an_object,
         state_in_a_list,
         state_in_a_closure,
+        state_in_a_variable,
         predicate_of_a_variable,
     )
 }
